@@ -1,0 +1,84 @@
+"""Capturing a model's graph with torch.export, leaving the model exactly as it was."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from surgery.errors import CaptureError
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """Export ``model`` on fake tensors, in eval mode.
+
+    The model's mode, weights, buffers, random state and grad flags are afterwards what they were.
+
+    Args:
+        model: Any ``nn.Module``; on the meta device no weight is needed.
+        args: Positional example inputs.
+        kwargs: Example inputs by name.
+        dynamic_shapes: As for ``torch.export.export``; None fixes every shape.
+
+    Raises:
+        CaptureError: If the graph cannot be captured; it quotes the model line that stopped it.
+    """
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(
+                model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
+            )
+        except Exception as error:
+            raise CaptureError(
+                f"torch.export could not capture the graph of {type(model).__name__}",
+                where=_model_line(error),
+                why=f"{type(error).__name__}: {_first_line(error)}",
+                remedy="pass example_inputs= that the model accepts, or write a policy that names "
+                "modules (select: [{modules: [...]}]), which needs no graph",
+            ) from error
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; on leaving, the mode of every module and the random state come back."""
+    modes = [(module, module.training) for module in model.modules()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    random_state = torch.get_rng_state()
+    # nn.MultiheadAttention's fused fast path hides the attention in one opaque operator.
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.set_rng_state(random_state)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
+
+
+def _model_line(error: Exception) -> str | None:
+    """The innermost line that is neither torch's nor ours: where the model's own code stopped."""
+    frame, found = error.__traceback__, None
+    while frame is not None:
+        module = frame.tb_frame.f_globals.get("__name__", "")
+        if not module.startswith(("torch.", "surgery.", "contextlib")):
+            found = f"{module}, line {frame.tb_lineno}, in {frame.tb_frame.f_code.co_name}"
+        frame = frame.tb_next
+    return found

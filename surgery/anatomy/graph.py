@@ -1,0 +1,105 @@
+"""A captured program as a graph that can be asked questions: owners, data flow, walks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+_REPEATED_CALL = re.compile(r"@\d+")
+
+
+def op_name(node: fx.Node) -> str:
+    """Name of the operator without namespace, overload or in-place mark: ``linear``, ``getitem``."""
+    packet = getattr(node.target, "overloadpacket", None)
+    name = packet.__name__ if packet is not None else getattr(node.target, "__name__", node.op)
+    return str(name).rstrip("_") if not str(name).startswith("_") else str(name)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a node's value; empty for anything that is not a tensor."""
+    value = node.meta.get("val")
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module whose forward ran this node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    return _REPEATED_CALL.sub("", path)
+
+
+class Graph:
+    """Read-only view of an exported program."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+        self.order = {node: i for i, node in enumerate(program.graph.nodes)}
+        self._owned: dict[str, str] = {}
+        self._inputs: set[str] = set()
+        for spec in program.graph_signature.input_specs:
+            name = getattr(spec.arg, "name", None)
+            if name is None:
+                continue
+            if spec.kind is InputKind.USER_INPUT:
+                self._inputs.add(name)
+            elif spec.target is not None:
+                self._owned[name] = spec.target
+
+    def tensor_name(self, node: fx.Node) -> str | None:
+        """State-dict name of the parameter, buffer or constant behind a placeholder, if it is one."""
+        return self._owned.get(node.name) if node.op == "placeholder" else None
+
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """The real tensor behind a placeholder, or None for a user input."""
+        name = self.tensor_name(node)
+        if name is None:
+            return None
+        found = self.program.state_dict.get(name, self.program.constants.get(name))
+        return found if isinstance(found, Tensor) else None
+
+    @cached_property
+    def data(self) -> frozenset[fx.Node]:
+        """Nodes whose *values* depend on the user's inputs (masks and positions made from shapes do not)."""
+        found: set[fx.Node] = set()
+        for node in self.program.graph.nodes:
+            if node.name in self._inputs or any(source in found for source in node.all_input_nodes):
+                found.add(node)
+        return frozenset(found)
+
+    @cached_property
+    def live(self) -> frozenset[fx.Node]:
+        """Nodes from which a path leads to an output of the model."""
+        outputs = [n for n in self.program.graph.nodes if n.op == "output"]
+        return frozenset(backward(outputs))
+
+    @cached_property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """The nodes that the model returns."""
+        last = next(n for n in self.program.graph.nodes if n.op == "output")
+        return tuple(last.all_input_nodes)
+
+
+def backward(starts: list[fx.Node]) -> Iterator[fx.Node]:
+    """Every node that ``starts`` depend on, themselves included."""
+    seen, stack = set(starts), list(starts)
+    while stack:
+        node = stack.pop()
+        yield node
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether the node's value is one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)

@@ -1,0 +1,280 @@
+"""Linear reads: every way a graph multiplies an activation with a weight, one pattern a class."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+from torch import fx, nn
+
+from surgery.anatomy.graph import Graph, is_tensor, module_path, op_name, shape_of
+from surgery.anatomy.types import Access, Layout
+
+
+@dataclass(frozen=True, eq=False)
+class WeightView:
+    """A parameter as the graph sees it: possibly transposed, possibly only some of its rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+    start: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class LinearRead:
+    """One product of an activation with a weight.
+
+    Attributes:
+        node: The call that makes the product; its value carries the output channels.
+        x: The activation.
+        weight: Name of the parameter.
+        layout: Where the parameter keeps its output channels.
+        in_features: Input channels.
+        out_features: Output channels of this read.
+        weight_out_features: Output channels of the whole parameter.
+        start: First output channel of the parameter that this read uses.
+        channel_dim: Dimension of the output channels in the value of ``node``.
+        bias: The bias node, if the same call adds one.
+        access: Whether the owning module's forward makes this call.
+        tied_to: Names under which other modules own the same tensor.
+    """
+
+    node: fx.Node
+    x: fx.Node
+    weight: str
+    layout: Layout
+    in_features: int
+    out_features: int
+    weight_out_features: int
+    start: int
+    channel_dim: int
+    bias: fx.Node | None
+    access: Access
+    tied_to: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """Path of the module that owns the weight."""
+        return self.weight.rpartition(".")[0]
+
+    @property
+    def parameter(self) -> str:
+        """Name of the weight in its module."""
+        return self.weight.rpartition(".")[2]
+
+
+class LinearPattern(Protocol):
+    """Recognises one way of writing a linear projection."""
+
+    ops: ClassVar[frozenset[str]]
+
+    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        """Return the read, or None when the node is something else."""
+
+
+class LinearCall:
+    """``aten.linear(x, W, b)``, with W a parameter or rows of one."""
+
+    ops = frozenset({"linear"})
+
+    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        x, weight, *bias = node.args
+        view = reader.weight(weight)
+        if view is None or len(view.shape) != 2 or x not in reader.graph.data:
+            return None
+        return reader.build(node, x, view, flip=False, bias=bias[0] if bias else None)
+
+
+class AddmmCall:
+    """``addmm(b, x, W)``: transformers' Conv1D keeps W as (in, out)."""
+
+    ops = frozenset({"addmm"})
+
+    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        bias, x, weight = node.args[:3]
+        view = reader.weight(weight)
+        if view is None or x not in reader.graph.data:
+            return None
+        return reader.build(node, x, view, flip=True, bias=bias)
+
+
+class MatmulCall:
+    """``x @ W``, ``x @ W.T``, ``mm``: a product of an activation with a two-dimensional parameter."""
+
+    ops = frozenset({"matmul", "mm"})
+
+    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        x, weight = node.args[:2]
+        view = reader.weight(weight)
+        if view is None or len(view.shape) != 2 or x not in reader.graph.data:
+            return None
+        return reader.build(node, x, view, flip=True, bias=None)
+
+
+class PointwiseConv:
+    """A convolution that only mixes channels: kernel 1, one group, no padding, no dilation."""
+
+    ops = frozenset({"conv1d", "conv2d"})
+
+    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        x, weight = node.args[:2]
+        view = reader.weight(weight)
+        if view is None or x not in reader.graph.data or view.transposed:
+            return None
+        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+        padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
+        padded = padding not in (0, "valid") and any(padding)  # type: ignore[arg-type]
+        if any(size != 1 for size in view.shape[2:]) or groups != 1 or padded:
+            return None
+        return reader.build_conv(node, x, view)
+
+
+PATTERNS: tuple[LinearPattern, ...] = (LinearCall(), AddmmCall(), MatmulCall(), PointwiseConv())
+
+_TRANSPOSES = frozenset({"t", "numpy_T", "mT"})
+_SAME = frozenset({"alias", "detach", "to", "_to_copy", "contiguous", "clone"})
+_PARTS = frozenset({"split", "split_with_sizes", "chunk"})
+
+
+class LinearReader:
+    """Finds the linear reads of a graph, in graph order."""
+
+    def __init__(self, graph: Graph, model: nn.Module) -> None:
+        self.graph, self.model = graph, model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.owners: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.owners.setdefault(id(parameter), []).append(name)
+        self.by_node: dict[fx.Node, LinearRead] = {}
+        for node in graph.nodes:
+            read = self._match(node)
+            if read is not None:
+                self.by_node[node] = read
+
+    @cached_property
+    def reads(self) -> tuple[LinearRead, ...]:
+        """All linear reads in graph order."""
+        return tuple(self.by_node.values())
+
+    def _match(self, node: fx.Node) -> LinearRead | None:
+        name = op_name(node)
+        for pattern in PATTERNS:
+            if name in pattern.ops:
+                return pattern.match(node, self)
+        return None
+
+    def weight(self, node: object) -> WeightView | None:
+        """Trace a weight argument back to its parameter through transposes, casts and row blocks."""
+        if not isinstance(node, fx.Node):
+            return None
+        name = self.graph.tensor_name(node)
+        if name is not None:
+            return WeightView(name, shape_of(node))
+        if node.op != "call_function" or node in self.graph.data or not is_tensor(node):
+            return None
+        return self._derived_weight(node)
+
+    def _derived_weight(self, node: fx.Node) -> WeightView | None:
+        op, source = op_name(node), node.args[0]
+        if op == "getitem":
+            return self._part(node)
+        view = self.weight(source)
+        if view is None or op in _SAME:
+            return view
+        if op in _TRANSPOSES or (op in {"transpose", "permute"} and len(view.shape) == 2):
+            swapped = shape_of(node) == view.shape[::-1]
+            shape = shape_of(node)
+            return WeightView(view.name, shape, not view.transposed, view.start) if swapped else None
+        if op == "slice" and _dim(node) == 0 and not view.transposed:
+            start = int(node.args[2] or 0) if len(node.args) > 2 else 0  # type: ignore[call-overload]
+            return WeightView(view.name, shape_of(node), False, view.start + start)
+        return None
+
+    def _part(self, node: fx.Node) -> WeightView | None:
+        """``w.chunk(3)[1]``: one block of rows of a packed weight."""
+        parts, index = node.args[:2]
+        if node.target is not operator.getitem or not isinstance(parts, fx.Node):
+            return None
+        if op_name(parts) not in _PARTS or not isinstance(index, int):
+            return None
+        whole = self.weight(parts.args[0])
+        dim = parts.args[2] if len(parts.args) > 2 else parts.kwargs.get("dim", 0)
+        if whole is None or whole.transposed or dim != 0:
+            return None
+        sizes = [part.shape[0] for part in parts.meta["val"]]
+        return WeightView(whole.name, shape_of(node), False, whole.start + sum(sizes[:index]))
+
+    def build(
+        self, node: fx.Node, x: object, view: WeightView, *, flip: bool, bias: object
+    ) -> LinearRead | None:
+        """A read whose output channels are the last dimension. ``flip``: the call computes x @ W."""
+        in_out = flip != view.transposed
+        first, second = view.shape
+        features = (first, second) if flip else (second, first)
+        layout = Layout.IN_OUT if in_out else Layout.OUT_IN
+        return self._read(node, x, view, layout, features, len(shape_of(node)) - 1, bias)
+
+    def build_conv(self, node: fx.Node, x: object, view: WeightView) -> LinearRead | None:
+        """A read whose output channels are dimension 1."""
+        out_features, in_features = view.shape[:2]
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        return self._read(node, x, view, Layout.CONV, (in_features, out_features), 1, bias)
+
+    def _read(
+        self,
+        node: fx.Node,
+        x: object,
+        view: WeightView,
+        layout: Layout,
+        features: tuple[int, int],
+        channel_dim: int,
+        bias: object,
+    ) -> LinearRead | None:
+        name, ties = self._owner(node, view.name)
+        module, _, parameter = name.rpartition(".")
+        owner = self.modules[module]
+        weight = getattr(owner, parameter, None)
+        if not isinstance(x, fx.Node) or not isinstance(weight, nn.Parameter):
+            return None
+        total = weight.shape[1] if layout is Layout.IN_OUT else weight.shape[0]
+        called = module_path(node) == module and is_projection_module(owner, layout)
+        access = Access.MODULE if called else Access.PARAMETER
+        bias_node = bias if isinstance(bias, fx.Node) else None
+        return LinearRead(
+            node, x, name, layout, *features, total, view.start, channel_dim, bias_node, access, ties
+        )
+
+    def _owner(self, node: fx.Node, name: str) -> tuple[str, tuple[str, ...]]:
+        """The name under which the calling module owns the weight, and the names that are ties.
+
+        One module registered at two places is not a tie; one tensor in two modules is.
+        """
+        weight = _resolve(self.modules, name)
+        names = self.owners.get(id(weight), [name])
+        here = module_path(node)
+        chosen = next((n for n in names if n.rpartition(".")[0] == here), names[0])
+        owner = self.modules[chosen.rpartition(".")[0]]
+        ties = [n for n in names if self.modules[n.rpartition(".")[0]] is not owner]
+        return chosen, tuple(ties)
+
+
+def is_projection_module(module: nn.Module, layout: Layout) -> bool:
+    """Whether the module's forward is one linear projection: Linear, Conv1D, a convolution."""
+    if layout is Layout.CONV:
+        return isinstance(module, nn.Conv1d | nn.Conv2d)
+    if layout is Layout.IN_OUT:
+        return type(module).__name__ == "Conv1D" and not list(module.children())
+    return isinstance(module, nn.Linear)
+
+
+def _resolve(modules: dict[str, nn.Module], name: str) -> object:
+    owner, _, parameter = name.rpartition(".")
+    return getattr(modules[owner], parameter, None) if owner in modules else None
+
+
+def _dim(node: fx.Node) -> int:
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return dim if isinstance(dim, int) else 0
