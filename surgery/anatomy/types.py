@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from rich.console import Group
 
 from policies.roles import Role
+from surgery.anatomy import render
 
 Rows = tuple[tuple[int, int, int], ...]
 """Output channels of a weight as ``(start, stop, step)`` runs, in the order of Python's ``range``."""
@@ -155,3 +159,13 @@ class Anatomy:
         groups = (*self.sites, *self.feed_forward)
         everything = [p for group in groups for p in group.projections]
         return tuple(dict.fromkeys((*everything, *self.others)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The anatomy as plain data with stable keys, see :func:`surgery.anatomy.render.as_dict`."""
+        return render.as_dict(self)
+
+    def __rich__(self) -> Group:
+        return render.as_table(self)
+
+    def __str__(self) -> str:
+        return render.as_text(self)

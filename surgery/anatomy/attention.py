@@ -1,0 +1,313 @@
+"""Attention sites: one pattern a class, each says why it does not match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import fx
+
+from surgery.anatomy.flow import ACTIVATIONS, MOVES, PRODUCTS, SCALES, Flow, adds
+from surgery.anatomy.graph import module_path, op_name, shape_of
+from surgery.anatomy.linears import LinearRead
+
+
+@dataclass(frozen=True, eq=False)
+class Core:
+    """One attention computation: ``result = f(query, key) value``.
+
+    Attributes:
+        kind: ``sdpa`` or ``softmax``.
+        node: The scaled-dot-product or softmax node.
+        query, key, value: The operands.
+        result: The node that carries the attended values.
+        notes: What is unusual about it.
+    """
+
+    kind: str
+    node: fx.Node
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    result: fx.Node
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """Why a node is not an attention; ``attention_like`` asks for it to be counted as unplaced."""
+
+    why: str
+    attention_like: bool = False
+
+
+class AttentionPattern(Protocol):
+    """Recognises one way of computing attention."""
+
+    ops: ClassVar[frozenset[str]]
+
+    def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
+        """Return the attention computed at ``node``, or the reason why there is none."""
+
+
+class ScaledDotProduct:
+    """A call of ``scaled_dot_product_attention``."""
+
+    ops = frozenset({"scaled_dot_product_attention"})
+
+    def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
+        operands = [*node.args[:3]]
+        operands += [node.kwargs[k] for k in ("query", "key", "value")[len(operands) :]]
+        query, key, value = operands
+        assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
+        assert isinstance(value, fx.Node)
+        return Core("sdpa", node, query, key, value, node)
+
+
+class SoftmaxBetweenProducts:
+    """A softmax of a product of two activations, multiplied with a third."""
+
+    ops = frozenset({"softmax", "_softmax", "_safe_softmax"})
+
+    def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
+        scores, mixed_before = _scores_behind(node, flow)
+        if not scores:
+            return NoMatch("no product of two activations behind the softmax")
+        found = _product_after(node, flow)
+        if found is None:
+            return NoMatch("no product with a value after the softmax", attention_like=True)
+        result, value, mixed_after = found
+        sides = _sides(scores[0], node)
+        if sides is None:
+            return NoMatch(f"operands of {scores[0].name} are not nodes", attention_like=True)
+        notes = ["talking heads: scores are mixed across heads"] if mixed_before or mixed_after else []
+        if len(scores) > 1:
+            notes.append(f"{len(scores)} products are summed into the scores; the first is read")
+        return Core("softmax", node, *sides, value, result, tuple(notes))
+
+
+PATTERNS: tuple[AttentionPattern, ...] = (ScaledDotProduct(), SoftmaxBetweenProducts())
+
+
+@dataclass(frozen=True, eq=False)
+class SiteReads:
+    """A core with the linear reads of its roles; ``problems`` says which role is missing and why."""
+
+    core: Core
+    query: frozenset[LinearRead]
+    key: frozenset[LinearRead]
+    value: frozenset[LinearRead]
+    output: frozenset[LinearRead]
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def module(self) -> str:
+        """Path of the module whose forward computes the attention."""
+        return module_path(self.core.result)
+
+
+def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
+    """Every attention computation of the graph, and what looked like one but was not resolved."""
+    cores: list[Core] = []
+    missed: list[tuple[fx.Node, NoMatch]] = []
+    for node in flow.graph.nodes:
+        for pattern in PATTERNS:
+            if op_name(node) not in pattern.ops:
+                continue
+            found = pattern.match(node, flow)
+            if isinstance(found, Core):
+                cores.append(found)
+            elif found.attention_like:
+                missed.append((node, found))
+    return cores, missed
+
+
+def find_attention(flow: Flow) -> tuple[list[SiteReads], list[tuple[fx.Node, NoMatch]]]:
+    """Every attention site with the linear reads behind its operands and after its result."""
+    cores, missed = find_cores(flow)
+    return [_site(core, flow) for core in cores], missed
+
+
+def _site(core: Core, flow: Flow) -> SiteReads:
+    output = _output_reads(core, flow)
+    problems: list[str] = []
+    roles: list[frozenset[LinearRead]] = []
+    for name, operand in (("query", core.query), ("key", core.key), ("value", core.value)):
+        reads, problem = _operand_reads(operand, output, core, flow)
+        roles.append(reads)
+        if problem:
+            problems.append(f"{name}: {problem}")
+    if not output:
+        problems.append("output: no linear follows before the residual sum")
+    return SiteReads(core, roles[0], roles[1], roles[2], output, tuple(problems))
+
+
+def _operand_reads(
+    operand: fx.Node, output: frozenset[LinearRead], core: Core, flow: Flow
+) -> tuple[frozenset[LinearRead], str | None]:
+    origins = flow.origins(operand)
+    if not origins.reads:
+        names = ", ".join(sorted(op_name(b) for b in origins.blockers)) or "constants"
+        return frozenset(), f"no linear behind it, the walk stopped at {names}"
+    for read in origins.reads:
+        if _belongs_elsewhere(read, output, flow):
+            return frozenset(), f"not projected: {read.weight} behind it also feeds other layers"
+    return origins.reads, None
+
+
+def _belongs_elsewhere(read: LinearRead, output: frozenset[LinearRead], flow: Flow) -> bool:
+    """A projection feeds attention; a linear of the residual stream feeds other linears too."""
+    reads = flow.reader.by_node
+    attention_nodes = {"scaled_dot_product_attention", "softmax", "_softmax", "_safe_softmax"}
+
+    def stops(node: fx.Node) -> bool:
+        return node in reads or op_name(node) in attention_nodes or _is_product(node, flow)
+
+    reached = flow.forward(read.node, until=stops)
+    others = {reads[n] for n in reached if n in reads and n is not read.node}
+    return bool(others - output) and not all(_is_gate(o, output, flow) for o in others - output)
+
+
+def _is_gate(read: LinearRead, output: frozenset[LinearRead], flow: Flow) -> bool:
+    """A small linear on the way to the same output (decay and gate branches)."""
+    return bool(output) and flow.next_reads(read.node) <= output
+
+
+def _output_reads(core: Core, flow: Flow) -> frozenset[LinearRead]:
+    """The first linear reads after the result, not crossing a sum with another branch."""
+    own = flow.origins(core.query).reads | flow.origins(core.key).reads | flow.origins(core.value).reads
+    found: set[LinearRead] = set()
+    seen, stack = {core.result}, [core.result]
+    while stack:
+        for user in stack.pop().users:
+            if user in seen:
+                continue
+            seen.add(user)
+            read = flow.reader.by_node.get(user)
+            if read is not None:
+                found.add(read)
+            elif _carries_output(user, seen, own, flow):
+                stack.append(user)
+    return frozenset(found)
+
+
+def _carries_output(
+    node: fx.Node, seen: set[fx.Node], own: frozenset[LinearRead], flow: Flow
+) -> bool:
+    name = op_name(node)
+    if name not in MOVES and name not in SCALES and name not in ACTIVATIONS:
+        return False
+    if not adds(node) or name in {"cat", "concat", "stack"}:
+        return True
+    others = [s for s in node.all_input_nodes if s in flow.graph.data and s not in seen]
+    return all(_from_own_reads(other, own, flow) for other in others)
+
+
+def _from_own_reads(node: fx.Node, own: frozenset[LinearRead], flow: Flow) -> bool:
+    origins = flow.origins(node)
+    return bool(origins.reads) and origins.reads <= own
+
+
+_SCORE_OPS = MOVES | SCALES | {"tanh", "log", "exp", "sigmoid", "relu"}
+_NORMS = frozenset({"layer_norm", "native_layer_norm", "rms_norm", "group_norm", "batch_norm"})
+
+
+def _is_product(node: fx.Node, flow: Flow) -> bool:
+    """Whether the node multiplies two activations as matrices."""
+    if op_name(node) not in PRODUCTS or node in flow.reader.by_node:
+        return False
+    operands = _operands(node)
+    return len(operands) == 2 and all(operand in flow.graph.data for operand in operands)
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    name = op_name(node)
+    args = node.args[1] if name == "einsum" else node.args[1:3] if name == "baddbmm" else node.args[:2]
+    return [arg for arg in args if isinstance(arg, fx.Node)] if isinstance(args, list | tuple) else []
+
+
+def _scores_behind(softmax: fx.Node, flow: Flow) -> tuple[list[fx.Node], bool]:
+    """Products behind a softmax, nearest first, and whether heads are mixed on the way."""
+    found: list[fx.Node] = []
+    mixed = False
+    seen, queue = {softmax}, [softmax]
+    for node in queue:
+        for source in node.all_input_nodes:
+            if source in seen or source not in flow.graph.data:
+                continue
+            seen.add(source)
+            if _is_product(source, flow):
+                found.append(source)
+            elif _mixes_heads(source, flow):
+                mixed = True
+                queue.append(source)
+            elif _keeps_scores(source, flow):
+                queue.append(source)
+    return found, mixed
+
+
+def _keeps_scores(node: fx.Node, flow: Flow) -> bool:
+    if node.op != "call_function" or node in flow.reader.by_node:
+        return False
+    return op_name(node) in _SCORE_OPS - _NORMS
+
+
+def _mixes_heads(node: fx.Node, flow: Flow) -> bool:
+    """A small square linear or 1x1 convolution over the head dimension of the scores."""
+    read = flow.reader.by_node.get(node)
+    return read is not None and read.in_features == read.out_features and len(shape_of(node)) == 4
+
+
+def _product_after(softmax: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, bool] | None:
+    """The product of the probabilities with a value: the product, the value, and head mixing."""
+    mixed = False
+    seen, queue = {softmax}, [softmax]
+    for node in queue:
+        for user in sorted(node.users, key=flow.graph.order.__getitem__):
+            if user in seen:
+                continue
+            seen.add(user)
+            if _is_product(user, flow):
+                values = [operand for operand in _operands(user) if operand not in seen]
+                if len(values) == 1:
+                    return user, values[0], mixed
+            elif _mixes_heads(user, flow):
+                mixed = True
+                queue.append(user)
+            elif _keeps_scores(user, flow) or op_name(user) in {"batch_norm", "layer_norm"}:
+                queue.append(user)
+    return None
+
+
+def _sides(product: fx.Node, softmax: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Query and key among the operands: the softmax runs over the keys."""
+    operands = _operands(product)
+    if len(operands) != 2:
+        return None
+    left, right = operands
+    swapped = _softmax_dim_from_end(softmax) == 2
+    if op_name(product) == "einsum":
+        swapped = _einsum_swapped(product, softmax)
+    return (right, left) if swapped else (left, right)
+
+
+def _softmax_dim_from_end(softmax: fx.Node) -> int:
+    dim = softmax.args[1] if len(softmax.args) > 1 else softmax.kwargs.get("dim", -1)
+    assert isinstance(dim, int)
+    return -dim if dim < 0 else len(shape_of(softmax)) - dim
+
+
+def _einsum_swapped(product: fx.Node, softmax: fx.Node) -> bool:
+    """In ``bhid,bhjd->bhij`` with a softmax over j, the key is the operand that holds j."""
+    equation = re.sub(r"\s", "", str(product.args[0]))
+    inputs, _, output = equation.partition("->")
+    left, _, right = inputs.partition(",")
+    label = output[-min(_softmax_dim_from_end(softmax), len(output))]
+    return label in left and label not in right
+
+
+def iter_reads(site: SiteReads) -> Iterator[LinearRead]:
+    """Every read of a site once."""
+    yield from dict.fromkeys((*site.query, *site.key, *site.value, *site.output))

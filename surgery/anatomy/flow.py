@@ -1,0 +1,174 @@
+"""Following values through the graph, from a projection to what uses it and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from surgery.anatomy.graph import Graph, op_name, shape_of
+from surgery.anatomy.linears import LinearRead, LinearReader
+
+MOVES = frozenset(
+    "view reshape _unsafe_view view_as reshape_as permute transpose t numpy_T mT swapaxes movedim "
+    "contiguous clone expand expand_as repeat repeat_interleave squeeze unsqueeze flatten unflatten "
+    "split split_with_sizes chunk tensor_split unbind getitem select slice narrow alias detach to "
+    "_to_copy type_as roll pad constant_pad_nd cat concat stack index index_select gather flip "
+    "unfold dropout feature_dropout alias_copy view_as_complex view_as_real _conj resolve_conj "
+    "tile diagonal masked_select index_put scatter copy slice_scatter select_scatter "
+    "broadcast_to rot90 im2col col2im pixel_shuffle pixel_unshuffle _autocast_to_full_precision "
+    "_autocast_to_reduced_precision".split()
+)
+"""Operators that move values between places without mixing channels."""
+
+SCALES = frozenset(
+    "mul div neg add sub pow mean sum rsqrt sqrt square abs linalg_vector_norm norm clamp clamp_min "
+    "clamp_max rms_norm layer_norm native_layer_norm group_norm batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training instance_norm var var_mean reciprocal addcmul where "
+    "masked_fill l1_norm frobenius_norm maximum minimum lerp rsub true_divide multiply nan_to_num "
+    "avg_pool1d avg_pool2d max_pool1d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d "
+    "upsample_bilinear2d upsample_nearest2d upsample_bicubic2d std".split()
+)
+"""Scaling, shifting, normalising and pooling: a projection is still recognisable behind them."""
+
+ACTIVATIONS = frozenset(
+    "gelu relu relu6 silu mish hardswish hardsigmoid sigmoid tanh leaky_relu elu selu celu softplus "
+    "erf exp glu threshold hardtanh prelu rrelu log_sigmoid softsign clamp_min logsigmoid "
+    "hardshrink square".split()
+)
+"""Elementwise nonlinearities."""
+
+PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "mm"})
+"""Products of two tensors; those with a weight on one side are linear reads."""
+
+_ADDITIONS = frozenset({"add", "sub", "rsub", "lerp", "cat", "concat", "stack", "where"})
+_MODULATIONS = frozenset({"mul", "div", "multiply", "true_divide"})
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where a value comes from.
+
+    Attributes:
+        reads: The nearest linear reads behind it.
+        blockers: Other inputs-dependent nodes that the walk had to stop at.
+    """
+
+    reads: frozenset[LinearRead] = frozenset()
+    blockers: frozenset[fx.Node] = frozenset()
+
+    def __or__(self, other: Origins) -> Origins:
+        return Origins(self.reads | other.reads, self.blockers | other.blockers)
+
+
+class Flow:
+    """Walks over one graph; every answer is remembered, so that reading stays linear in its size."""
+
+    def __init__(self, graph: Graph, reader: LinearReader) -> None:
+        self.graph, self.reader = graph, reader
+        self._origins: dict[tuple[fx.Node, bool], Origins] = {}
+
+    def origins(self, node: fx.Node, *, through_activations: bool = False) -> Origins:
+        """The linear reads that ``node`` is made from, by moves and scales alone (or activations too).
+
+        A multiplier without a linear behind it (rotary tables, masks, gates from elsewhere)
+        does not count; a summand without one is reported as a blocker.
+        """
+        pending = [node]
+        while pending:
+            current = pending[-1]
+            needed = [
+                source
+                for source in self._followed(current, through_activations)
+                if (source, through_activations) not in self._origins
+            ]
+            if needed:
+                pending.extend(needed)
+                continue
+            pending.pop()
+            self._origins[current, through_activations] = self._combine(
+                current, through_activations
+            )
+        return self._origins[node, through_activations]
+
+    def _followed(self, node: fx.Node, through_activations: bool) -> list[fx.Node]:
+        if not self._is_passage(node, through_activations):
+            return []
+        return [source for source in node.all_input_nodes if source in self.graph.data]
+
+    def _is_passage(self, node: fx.Node, through_activations: bool) -> bool:
+        if node.op != "call_function" or node in self.reader.by_node:
+            return False
+        name = op_name(node)
+        if name in MOVES or name in SCALES or is_depthwise(node):
+            return True
+        return through_activations and name in ACTIVATIONS
+
+    def _combine(self, node: fx.Node, through_activations: bool) -> Origins:
+        read = self.reader.by_node.get(node)
+        if read is not None:
+            return Origins(frozenset({read}))
+        if not self._is_passage(node, through_activations):
+            return Origins(blockers=frozenset({node}))
+        parts = [
+            self._origins[source, through_activations]
+            for source in self._followed(node, through_activations)
+        ]
+        if op_name(node) in _MODULATIONS and any(part.reads for part in parts):
+            parts = [part for part in parts if part.reads]
+        return _union(parts)
+
+    def region(self, start: fx.Node, stop: Iterable[fx.Node]) -> frozenset[fx.Node]:
+        """The nodes on a path from ``start`` to any of ``stop``, both ends included."""
+        stops = set(stop)
+        last = max(self.graph.order[node] for node in stops)
+        after = set(self.forward(start, until=lambda n: n in stops, last=last))
+        found: set[fx.Node] = set(stops & after)
+        for node in sorted(after, key=self.graph.order.__getitem__, reverse=True):
+            if any(user in found for user in node.users):
+                found.add(node)
+        return frozenset(found)
+
+    def forward(
+        self, start: fx.Node, *, until: Callable[[fx.Node], bool], last: int | None = None
+    ) -> list[fx.Node]:
+        """Every node reached from ``start``, not going past nodes for which ``until`` holds."""
+        seen, stack = {start}, [start]
+        while stack:
+            node = stack.pop()
+            if node is not start and until(node):
+                continue
+            for user in node.users:
+                late = last is not None and self.graph.order[user] > last
+                if user not in seen and not late:
+                    seen.add(user)
+                    stack.append(user)
+        return list(seen)
+
+    def next_reads(self, node: fx.Node) -> frozenset[LinearRead]:
+        """The linear reads reached from ``node`` before any other linear read."""
+        reads = self.reader.by_node
+        reached = self.forward(node, until=lambda n: n in reads)
+        return frozenset(reads[n] for n in reached if n in reads and n is not node)
+
+
+def is_depthwise(node: fx.Node) -> bool:
+    """Whether the node is a convolution that keeps every channel to itself."""
+    if op_name(node) not in {"conv1d", "conv2d", "conv3d"}:
+        return False
+    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    channels = shape_of(node)[1] if shape_of(node) else 0
+    return isinstance(groups, int) and groups > 1 and channels % groups == 0
+
+
+def adds(node: fx.Node) -> bool:
+    """Whether the node joins values as summands or neighbours (and so may close a residual branch)."""
+    return op_name(node) in _ADDITIONS
+
+
+def _union(parts: Iterable[Origins]) -> Origins:
+    total = Origins()
+    for part in parts:
+        total |= part
+    return total

@@ -1,0 +1,229 @@
+"""From a captured graph to an Anatomy: who plays which role, with which rows, at which depth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from policies.roles import Role
+from surgery.anatomy.attention import NoMatch, SiteReads, find_attention, iter_reads
+from surgery.anatomy.capture import capture
+from surgery.anatomy.feed_forward import FeedForwardReads, find_feed_forward
+from surgery.anatomy.flow import Flow
+from surgery.anatomy.graph import Graph, module_path, op_name, shape_of
+from surgery.anatomy.inputs import ExampleInputs, example_inputs
+from surgery.anatomy.layers import Blocks
+from surgery.anatomy.linears import LinearRead, LinearReader
+from surgery.anatomy.provenance import count, rows_reaching
+from surgery.anatomy.types import (
+    Anatomy,
+    AttentionSite,
+    FeedForward,
+    Projection,
+    Rows,
+    Unplaced,
+)
+from surgery.anatomy.wrappers import unwrap
+
+
+def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
+    """Read what a model is from its torch.export graph. The model is not changed in any way.
+
+    Args:
+        model: A vision or language model in any mode, dtype or device, the meta device included.
+        example_inputs: A tensor, a tuple of positional or a mapping of named inputs, batch 2 or
+            more. None asks timm's pretrained_cfg or transformers' config.
+
+    Returns:
+        The anatomy: attention sites, feed-forward blocks, head, every other linear, and what
+        could not be placed, with the reason. ``print`` it.
+
+    Raises:
+        CaptureError: If inputs cannot be made or the graph cannot be captured.
+        StateError: If the model is wrapped by DDP, FSDP or PEFT.
+    """
+    model = unwrap(model)
+    inputs = _inputs(model, example_inputs)
+    program = capture(model, inputs.args, inputs.kwargs)
+    graph = Graph(program)
+    return Reading(model, Flow(graph, LinearReader(graph, model))).anatomy(inputs)
+
+
+def _inputs(model: nn.Module, given: Any) -> ExampleInputs:
+    return example_inputs(model, given)
+
+
+class Reading:
+    """One pass over one graph; its steps run in order and each claims the reads that it explains."""
+
+    def __init__(self, model: nn.Module, flow: Flow) -> None:
+        self.model, self.flow = model, flow
+        self.sites, self.missed = find_attention(flow)
+        self.calls = _count_calls(flow.reader.reads)
+        taken = {r for site in self.sites for r in iter_reads(site)}
+        self.heads = {r for r in _heads(flow) if r not in taken}
+        self.feed_forward = find_feed_forward(flow, taken | self.heads)
+        taken |= {r for block in self.feed_forward for r in _block_reads(block)}
+        self.others = [r for r in flow.reader.reads if r not in taken]
+        self.blocks = Blocks(
+            (site.module for site in self.sites),
+            (module_path(block.up[0].node) for block in self.feed_forward),
+        )
+
+    def anatomy(self, inputs: ExampleInputs) -> Anatomy:
+        """The reading as plain data."""
+        sites = self._sites()
+        feed_forward = self._feed_forward()
+        placed = {p.weight_name for group in (*sites, *feed_forward) for p in group.projections}
+        others = dict.fromkeys(self._other(r) for r in self.others if r.weight not in placed)
+        kind = type(self.model)
+        return Anatomy(
+            model=f"{kind.__module__}.{kind.__qualname__}",
+            sites=sites,
+            feed_forward=feed_forward,
+            others=tuple(others),
+            unplaced=self._unplaced(),
+            depth=len(self.blocks),
+            embeddings=_embedding_rows(self.flow.graph),
+            inputs=inputs.describe(),
+        )
+
+    def _sites(self) -> tuple[AttentionSite, ...]:
+        merged: dict[object, AttentionSite] = {}
+        for site in self.sites:
+            projections = self._site_projections(site)
+            if not projections:
+                continue
+            found = merged.get(projections)
+            notes = (*site.core.notes, *site.problems)
+            merged[projections] = (
+                replace(found, calls=found.calls + 1)
+                if found
+                else AttentionSite(
+                    f"attention.{len(merged)}", site.core.kind, self.blocks(site.module),
+                    site.module, projections, 1, notes,
+                )
+            )  # fmt: skip
+        return tuple(merged.values())
+
+    def _site_projections(self, site: SiteReads) -> tuple[Projection, ...]:
+        operands: dict[LinearRead, list[tuple[Role, fx.Node]]] = defaultdict(list)
+        core = site.core
+        for role, node, reads in (
+            (Role.QUERY, core.query, site.query),
+            (Role.KEY, core.key, site.key),
+            (Role.VALUE, core.value, site.value),
+        ):
+            for read_ in sorted(reads, key=lambda r: self.flow.graph.order[r.node]):
+                operands[read_].append((role, node))
+        found: dict[Role, list[Projection]] = defaultdict(list)
+        for read_, uses in operands.items():
+            rows = rows_reaching(read_, [node for _, node in uses], self.flow)
+            for (role, _), own in zip(uses, rows, strict=True):
+                if own:
+                    found[role].append(self._projection(role, read_, own, site.module))
+        for read_ in sorted(site.output, key=lambda r: self.flow.graph.order[r.node]):
+            role = Role.ATTENTION_OUTPUT
+            found[role].append(self._projection(role, read_, _whole(read_), site.module))
+        order = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)
+        return tuple(dict.fromkeys(p for role in order for p in found[role]))
+
+    def _feed_forward(self) -> tuple[FeedForward, ...]:
+        found: dict[tuple[Projection, ...], int | None] = {}
+        for block in self.feed_forward:
+            parts = [(Role.UP, *block.up), (Role.DOWN, block.down, _whole(block.down))]
+            if block.gate:
+                parts.insert(1, (Role.GATE, *block.gate))
+            path = module_path(block.up[0].node)
+            projections = tuple(self._projection(role, r, rows, path) for role, r, rows in parts)
+            found.setdefault(projections, self.blocks(path))
+        return tuple(
+            FeedForward(f"feed_forward.{i}", layer, projections)
+            for i, (projections, layer) in enumerate(found.items())
+        )
+
+    def _other(self, read_: LinearRead) -> Projection:
+        role = Role.HEAD if read_ in self.heads else Role.OTHER
+        return self._projection(role, read_, _whole(read_), module_path(read_.node))
+
+    def _projection(self, role: Role, read_: LinearRead, rows: Rows, path: str) -> Projection:
+        owner = self.flow.reader.modules[read_.module]
+        return Projection(
+            role=role,
+            module=read_.module,
+            parameter=read_.parameter,
+            rows=rows,
+            in_features=read_.in_features,
+            out_features=count(rows),
+            weight_out_features=read_.weight_out_features,
+            layout=read_.layout,
+            access=read_.access,
+            layer=self.blocks(path),
+            calls=self.calls[read_.weight],
+            tied_to=read_.tied_to,
+            bias=read_.bias is not None,
+            reaches_output=read_.node in self.flow.graph.live,
+            module_type=f"{type(owner).__module__}.{type(owner).__qualname__}",
+        )
+
+    def _unplaced(self) -> tuple[Unplaced, ...]:
+        found = [_missed(node, miss) for node, miss in self.missed]
+        for site in self.sites:
+            what = f"{site.core.kind} attention"
+            found += [Unplaced(what, site.module, problem) for problem in site.problems]
+        return tuple(dict.fromkeys(found))
+
+
+def _missed(node: fx.Node, miss: NoMatch) -> Unplaced:
+    return Unplaced(op_name(node), module_path(node), miss.why)
+
+
+def _heads(flow: Flow) -> Iterable[LinearRead]:
+    """Linear reads that an output shows, scaled or averaged at most, and that feed no other linear."""
+    for output in flow.graph.outputs:
+        if output not in flow.graph.data:
+            continue
+        origins = flow.origins(_before_soft_cap(output))
+        final = not origins.blockers and all(not flow.next_reads(r.node) for r in origins.reads)
+        if final:
+            yield from origins.reads
+
+
+def _before_soft_cap(node: fx.Node) -> fx.Node:
+    """``cap * tanh(logits / cap)`` shows the logits; a pooler's plain tanh is something else."""
+    scaled = node.args[0] if op_name(node) == "mul" else None
+    if isinstance(scaled, fx.Node) and op_name(scaled) == "tanh":
+        source = scaled.args[0]
+        if isinstance(source, fx.Node) and op_name(source) == "div":
+            return source
+    return node
+
+
+def _block_reads(block: FeedForwardReads) -> Iterable[LinearRead]:
+    yield from (block.up[0], block.down)
+    if block.gate:
+        yield block.gate[0]
+
+
+def _count_calls(reads: Iterable[LinearRead]) -> dict[str, int]:
+    """How often each weight is applied; several blocks of one packed weight count once."""
+    calls: dict[tuple[str, int], int] = defaultdict(int)
+    for read_ in reads:
+        calls[read_.weight, read_.start] += 1
+    counted: dict[str, int] = {}
+    for (weight, _), number in calls.items():
+        counted[weight] = max(counted.get(weight, 0), number)
+    return counted
+
+
+def _embedding_rows(graph: Graph) -> tuple[int, ...]:
+    tables = [n.args[0] for n in graph.nodes if op_name(n) == "embedding"]
+    return tuple(dict.fromkeys(shape_of(t)[0] for t in tables if isinstance(t, fx.Node)))
+
+
+def _whole(read_: LinearRead) -> Rows:
+    return ((read_.start, read_.start + read_.out_features, 1),)
