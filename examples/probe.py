@@ -48,9 +48,7 @@ def fit(features: Tensor, labels: Tensor, classes: int) -> LinearHead:
     return _fit(features, labels, classes, best)
 
 
-def _held_out(
-    features: Tensor, labels: Tensor, classes: int, penalty: float, fold: int
-) -> float:
+def _held_out(features: Tensor, labels: Tensor, classes: int, penalty: float, fold: int) -> float:
     out = torch.arange(len(labels)) % (classes * FOLDS) // classes == fold
     return _fit(features[~out], labels[~out], classes, penalty).accuracy(features[out], labels[out])
 
