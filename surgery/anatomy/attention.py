@@ -167,12 +167,7 @@ def _belongs_elsewhere(read: LinearRead, output: frozenset[LinearRead], flow: Fl
 
     reached = flow.forward(read.node, until=stops)
     others = {reads[n] for n in reached if n in reads and n is not read.node}
-    return bool(others - output) and not all(_is_gate(o, output, flow) for o in others - output)
-
-
-def _is_gate(read: LinearRead, output: frozenset[LinearRead], flow: Flow) -> bool:
-    """A small linear on the way to the same output (decay and gate branches)."""
-    return bool(output) and flow.next_reads(read.node) <= output
+    return bool(others - output)
 
 
 def _output_reads(core: Core, flow: Flow) -> frozenset[LinearRead]:
@@ -201,7 +196,7 @@ def _carries_output(
         return False
     if not adds(node) or name in {"cat", "concat", "stack"}:
         return True
-    others = [s for s in node.all_input_nodes if s in flow.graph.data and s not in seen]
+    others = [s for s in node.all_input_nodes if s in flow.active and s not in seen]
     return all(_from_own_reads(other, own, flow) for other in others)
 
 
@@ -219,7 +214,7 @@ def _is_product(node: fx.Node, flow: Flow) -> bool:
     if op_name(node) not in PRODUCTS or node in flow.reader.by_node:
         return False
     operands = _operands(node)
-    return len(operands) == 2 and all(operand in flow.graph.data for operand in operands)
+    return len(operands) == 2 and all(operand in flow.active for operand in operands)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
@@ -235,7 +230,7 @@ def _scores_behind(softmax: fx.Node, flow: Flow) -> tuple[list[fx.Node], bool]:
     seen, queue = {softmax}, [softmax]
     for node in queue:
         for source in node.all_input_nodes:
-            if source in seen or source not in flow.graph.data:
+            if source in seen or source not in flow.active:
                 continue
             seen.add(source)
             if _is_product(source, flow):

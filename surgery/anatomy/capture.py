@@ -13,6 +13,8 @@ from torch.export import ExportedProgram
 
 from surgery.errors import CaptureError
 
+_IN_PLACE = ("copy_.default", "index_put_.default", "fill_.Scalar", "fill_.Tensor", "scatter_.src")
+
 
 def capture(
     model: nn.Module,
@@ -37,9 +39,10 @@ def capture(
     with unchanged(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(
+            program = torch.export.export(
                 model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
+            return program.run_decompositions({}) if _writes_in_place(program) else program
         except Exception as error:
             raise CaptureError(
                 f"torch.export could not capture the graph of {type(model).__name__}",
@@ -68,6 +71,18 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _writes_in_place(program: ExportedProgram) -> bool:
+    """Whether a value is changed behind the graph's back: written through a view that nobody reads.
+
+    Such a graph is made functional first (empty decompositions keep every operator), so that
+    data flow is what the edges say.
+    """
+    return any(
+        node.op == "call_function" and not node.users and str(node.target).endswith(_IN_PLACE)
+        for node in program.graph.nodes
+    )
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else "no message"
@@ -78,7 +93,7 @@ def _model_line(error: Exception) -> str | None:
     frame, found = error.__traceback__, None
     while frame is not None:
         module = frame.tb_frame.f_globals.get("__name__", "")
-        if not module.startswith(("torch.", "surgery.", "contextlib")):
+        if module.partition(".")[0] not in {"torch", "surgery", "contextlib"}:
             found = f"{module}, line {frame.tb_lineno}, in {frame.tb_frame.f_code.co_name}"
         frame = frame.tb_next
     return found

@@ -28,7 +28,8 @@ def find_feed_forward(flow: Flow, taken: set[LinearRead]) -> list[FeedForwardRea
     """Every feed-forward block whose linears play no other role yet."""
     found = []
     for read in flow.reader.reads:
-        block = _match(read, flow, taken) if read not in taken else None
+        fed = read.x in flow.graph.data and read not in taken
+        block = _match(read, flow, taken) if fed else None
         if block is not None:
             found.append(block)
     return found

@@ -42,6 +42,10 @@ ACTIVATIONS = frozenset(
 PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "mm"})
 """Products of two tensors; those with a weight on one side are linear reads."""
 
+_FACTORIES = frozenset(
+    "new_empty new_zeros new_ones new_full empty_like zeros_like ones_like full_like".split()
+)
+
 _ADDITIONS = frozenset({"add", "sub", "rsub", "lerp", "cat", "concat", "stack", "where"})
 _MODULATIONS = frozenset({"mul", "div", "multiply", "true_divide"})
 
@@ -67,6 +71,8 @@ class Flow:
 
     def __init__(self, graph: Graph, reader: LinearReader) -> None:
         self.graph, self.reader = graph, reader
+        # A learned query has no input behind it, but its projection is as real as any other.
+        self.active = graph.data | graph.descendants(read.node for read in reader.reads)
         self._origins: dict[tuple[fx.Node, bool], Origins] = {}
 
     def origins(self, node: fx.Node, *, through_activations: bool = False) -> Origins:
@@ -95,7 +101,8 @@ class Flow:
     def _followed(self, node: fx.Node, through_activations: bool) -> list[fx.Node]:
         if not self._is_passage(node, through_activations):
             return []
-        return [source for source in node.all_input_nodes if source in self.graph.data]
+        sources = [source for source in node.all_input_nodes if source in self.active]
+        return [source for source in sources if op_name(source) not in _FACTORIES]
 
     def _is_passage(self, node: fx.Node, through_activations: bool) -> bool:
         if node.op != "call_function" or node in self.reader.by_node:

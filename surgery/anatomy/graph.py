@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import torch
@@ -22,9 +22,14 @@ def op_name(node: fx.Node) -> str:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Shape of a node's value; empty for anything that is not a tensor."""
+    """Shape of a node's value, at the sizes it was captured at; empty for anything that is no tensor."""
     value = node.meta.get("val")
-    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+    return tuple(size_of(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def size_of(size: int | torch.SymInt) -> int:
+    """The size a dimension was captured at. ``int()`` would make a dynamic one a constant for good."""
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def module_path(node: fx.Node) -> str:
@@ -69,9 +74,14 @@ class Graph:
     @cached_property
     def data(self) -> frozenset[fx.Node]:
         """Nodes whose *values* depend on the user's inputs (masks and positions made from shapes do not)."""
-        found: set[fx.Node] = set()
-        for node in self.program.graph.nodes:
-            if node.name in self._inputs or any(source in found for source in node.all_input_nodes):
+        inputs = [n for n in self.program.graph.nodes if n.name in self._inputs]
+        return self.descendants(inputs)
+
+    def descendants(self, starts: Iterable[fx.Node]) -> frozenset[fx.Node]:
+        """Every node computed from any of ``starts``, themselves included."""
+        found = set(starts)
+        for node in self.nodes:
+            if any(source in found for source in node.all_input_nodes):
                 found.add(node)
         return frozenset(found)
 

@@ -83,7 +83,7 @@ class LinearCall:
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
         x, weight, *bias = node.args
         view = reader.weight(weight)
-        if view is None or len(view.shape) != 2 or x not in reader.graph.data:
+        if view is None or len(view.shape) != 2:
             return None
         return reader.build(node, x, view, flip=False, bias=bias[0] if bias else None)
 
@@ -96,7 +96,7 @@ class AddmmCall:
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
         bias, x, weight = node.args[:3]
         view = reader.weight(weight)
-        if view is None or x not in reader.graph.data:
+        if view is None:
             return None
         return reader.build(node, x, view, flip=True, bias=bias)
 
@@ -109,7 +109,7 @@ class MatmulCall:
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
         x, weight = node.args[:2]
         view = reader.weight(weight)
-        if view is None or len(view.shape) != 2 or x not in reader.graph.data:
+        if view is None or len(view.shape) != 2:
             return None
         return reader.build(node, x, view, flip=True, bias=None)
 
@@ -122,7 +122,7 @@ class PointwiseConv:
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
         x, weight = node.args[:2]
         view = reader.weight(weight)
-        if view is None or x not in reader.graph.data or view.transposed:
+        if view is None or view.transposed:
             return None
         groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
         padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
@@ -239,6 +239,8 @@ class LinearReader:
         weight = getattr(owner, parameter, None)
         if not isinstance(x, fx.Node) or not isinstance(weight, nn.Parameter):
             return None
+        if x not in self.graph.data and self.weight(x) is not None:
+            return None  # a product of two weights is no projection
         total = weight.shape[1] if layout is Layout.IN_OUT else weight.shape[0]
         called = module_path(node) == module and is_projection_module(owner, layout)
         access = Access.MODULE if called else Access.PARAMETER

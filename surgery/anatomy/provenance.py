@@ -100,6 +100,8 @@ class _Probe:
         if op_name(node) in {"to", "_to_copy"}:
             # Half precision would underflow, integers cut the gradient: stay in float32.
             return args[0]
+        if op_name(node) == "copy":
+            return args[1].expand_as(args[0])  # aten.copy has no derivative, expand has
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _value(self, node: fx.Node) -> Any:

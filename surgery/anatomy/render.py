@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +23,8 @@ def as_table(anatomy: Anatomy) -> Group:
     """A rich renderable: one line for each kind of projection, repeated layers folded into a range."""
     table = Table(title=_title(anatomy), title_justify="left", pad_edge=False)
     for heading in ("role", "weight", "rows", "in → out", "read as", "layers"):
-        table.add_column(heading, justify="right" if heading == "in → out" else "left")
+        side: JustifyMethod = "right" if heading == "in → out" else "left"
+        table.add_column(heading, justify=side, overflow="fold")
     for family in _families(anatomy.projections):
         table.add_row(*_line(family))
     missing = [

@@ -1,0 +1,164 @@
+"""The class swap: an adapted module keeps its identity, its weight and its keys, and gains adapters.
+
+``module.__class__`` becomes a subclass of what it was, so ``isinstance(module, nn.Linear)`` stays true, the
+weight stays in ``module._parameters`` under its name, and the adapters are children of the module.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from surgery.adapters.base import Adapter
+from surgery.operations.graft import Graft
+
+CHILD = "adapters"
+"""Name of the child that holds the adapters."""
+
+
+class Adapted(nn.Module):
+    """Mixed into the class of a module whose weights carry adapters.
+
+    Attributes:
+        plain_class: What the module was, and is again after ``fold`` or ``undo``.
+        composed_names: Weights that are read without the module; reading them gives base + delta.
+        adapters: ``nn.ModuleDict`` of one ``Graft`` per weight, by parameter name.
+    """
+
+    plain_class: ClassVar[type[nn.Module]]
+    composed_names: ClassVar[frozenset[str]]
+    adapters: nn.ModuleDict
+
+    def grafts(self) -> Iterator[tuple[str, Graft]]:
+        """The grafts with the name of the weight they sit on."""
+        for name, graft in self.adapters.items():
+            assert isinstance(graft, Graft)
+            yield name, graft
+
+    def base(self, name: str) -> nn.Parameter:
+        """The base weight itself, also where reading it gives base + delta."""
+        parameter = self._parameters[name]
+        assert parameter is not None
+        return parameter
+
+    @torch.no_grad()
+    def refresh_base(self) -> None:
+        """Recompute each corrected weight as round(original + corrections): one rounding, no error builds up."""
+        for name, graft in self.grafts():
+            weight = self.base(name)
+            corrected = graft.corrected(weight.dtype, weight.device)
+            if corrected is not None:
+                weight.copy_(corrected)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Write the original weight under the original key: the base checkpoint of an adapted model.
+
+        With ``keep_vars`` the caller (torch.export, for one) wants the live parameters themselves.
+        """
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, graft in self.grafts():
+            if graft.original is not None and not keep_vars:
+                live = destination[prefix + name]
+                destination[prefix + name] = graft.original.to(live, copy=True)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        """Take an incoming weight as the new original; ``_after_load`` then corrects the live one."""
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+        for name, graft in self.grafts():
+            incoming = state_dict.get(prefix + name)
+            fits = incoming is not None and incoming.shape == self.base(name).shape
+            if graft.original is not None and fits:
+                graft.original = self.base(name).detach().to("cpu", copy=True)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and deepcopy rebuild the cached subclass, which no import can find."""
+        _, _, *state = super().__reduce_ex__(protocol)
+        key = (self.plain_class, self.composed_names, isinstance(self, AdaptedForward))
+        return (_rebuild, key, *state)
+
+
+class AdaptedForward(Adapted):
+    """An adapted module whose forward applies its weight: its adapters add to the output."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The plain module's output plus the adapters' deltas, in the output's dtype."""
+        output: Tensor = super().forward(input, *args, **kwargs)
+        for name, graft in self.adapters.items():
+            if name not in self.composed_names:
+                output = output + graft.output_delta(input, self).to(output.dtype)
+        return output
+
+
+def dress(module: nn.Module, grafts: dict[str, Graft], composed: frozenset[str]) -> Adapted:
+    """Turn ``module`` into an adapted one, in place.
+
+    Args:
+        module: A plain module.
+        grafts: One graft per adapted weight, by parameter name.
+        composed: Those of the weights that are read without the module.
+    """
+    children = nn.ModuleDict(grafts)
+    children.train(module.training)
+    module.__class__ = adapted_class(type(module), composed, len(composed) < len(grafts))
+    assert isinstance(module, Adapted)
+    module.add_module(CHILD, children)
+    module.register_load_state_dict_post_hook(_after_load)
+    return module
+
+
+def strip(module: Adapted) -> None:
+    """Give the module its plain class back and take the adapters out. Weights are left as they are."""
+    hooks = module._load_state_dict_post_hooks
+    for key in [key for key, hook in hooks.items() if hook is _after_load]:
+        del hooks[key]
+    module._modules.pop(CHILD, None)
+    module.__class__ = module.plain_class
+
+
+def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """Every adapted module of ``model`` with its path."""
+    for path, module in model.named_modules():
+        if isinstance(module, Adapted):
+            yield path, module
+
+
+def adapters_of(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
+    """Every adapter of ``model`` with its path, ``blocks.0.attn.qkv.adapters.weight.query``."""
+    for path, module in adapted_modules(model):
+        for name, graft in module.grafts():
+            for slot, adapter in graft.adapters():
+                yield ".".join(filter(None, (path, CHILD, name, slot))), adapter
+
+
+@functools.cache
+def adapted_class(
+    plain: type[nn.Module], composed: frozenset[str], through_forward: bool
+) -> type[Adapted]:
+    """The subclass of ``plain`` that carries adapters; one object per combination."""
+    mixin = AdaptedForward if through_forward else Adapted
+    names: dict[str, Any] = {name: _composed_property(name) for name in composed}
+    names |= {"plain_class": plain, "composed_names": composed, "__module__": plain.__module__}
+    return type(plain)(f"Adapted{plain.__name__}", (mixin, plain), names)
+
+
+def _composed_property(name: str) -> property:
+    def read(self: Adapted) -> Tensor:
+        return self.adapters[name].composed(self._parameters[name])
+
+    return property(read, doc=f"The base {name} plus the adapters' deltas.")
+
+
+def _rebuild(plain: type[nn.Module], composed: frozenset[str], through_forward: bool) -> Adapted:
+    kind = adapted_class(plain, composed, through_forward)
+    return kind.__new__(kind)
+
+
+def _after_load(module: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(module, Adapted)
+    module.refresh_base()

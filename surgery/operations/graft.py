@@ -1,0 +1,102 @@
+"""The adapters that sit on one weight, each on its own output channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from surgery.adapters.base import Adapter
+from surgery.anatomy.types import Layout, Rows
+from surgery.operations.rows import Block, as_matrix, as_weight, assemble, blocks
+
+
+class Graft(nn.ModuleDict):
+    """Adapters by slot (``query``, ``value``, ...) on one weight of ``total`` output channels.
+
+    Attributes:
+        layout: Where the weight keeps its output channels.
+        total: Output channels of the whole weight.
+        original: The weight before the operation, on the CPU, if an adapter corrects the weight; no buffer,
+            so that it neither moves with the model nor appears in its state dict.
+    """
+
+    def __init__(self, layout: Layout, total: int) -> None:
+        super().__init__()
+        self.layout, self.total = layout, total
+        self.original: Tensor | None = None
+        self._blocks: dict[str, tuple[Block, ...]] = {}
+
+    def place(self, slot: str, adapter: Adapter, rows: Rows) -> None:
+        """Put ``adapter`` on ``rows`` under the name ``slot``."""
+        self[slot] = adapter
+        self._blocks[slot] = blocks(rows, self.total)
+
+    def adapters(self) -> Iterator[tuple[str, Adapter]]:
+        """The adapters with their slots."""
+        for slot, adapter in self.items():
+            assert isinstance(adapter, Adapter)
+            yield slot, adapter
+
+    def output_delta(self, x: Tensor, owner: nn.Module) -> Tensor:
+        """What the adapters add to the output of ``owner``, the module of the weight.
+
+        Args:
+            x: Input of the module: ``(..., in)``, for a convolution ``(..., in, *spatial)``.
+            owner: The module; a convolution's stride is taken from it.
+
+        Returns:
+            ``(..., total)``, for a convolution ``(..., total, *strided spatial)``, dtype of ``x``.
+        """
+        if self.layout is not Layout.CONV:
+            return self._spread([(slot, self[slot](x)) for slot in self._blocks], -1)
+        stride: tuple[int, ...] = owner.stride  # type: ignore[assignment]
+        last = x[(..., *(slice(None, None, step) for step in stride))].movedim(-len(stride) - 1, -1)
+        delta = self._spread([(slot, self[slot](last)) for slot in self._blocks], -1)
+        return delta.movedim(-1, -len(stride) - 1)
+
+    def composed(self, weight: Tensor) -> Tensor:
+        """``weight`` plus the adapters' deltas, rounded once to its dtype. Differentiable in the factors."""
+        factors = [(slot, adapter.factors()) for slot, adapter in self.adapters()]
+        parts = [(slot, b @ a) for slot, (b, a) in factors]
+        delta = as_weight(self._spread(parts, 0), self.layout, weight.shape)
+        return (weight + delta).to(weight.dtype)
+
+    def corrected(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """The original plus every correction in the weight's layout, or None if no adapter corrects it.
+
+        Sums in fp32, or in ``dtype`` where that is wider.
+        """
+        if self.original is None:
+            return None
+        wide = torch.promote_types(dtype, torch.float32)
+        base = self.original.to(device=device, dtype=wide)
+        return self._plus_corrections(base)
+
+    def exact(self, live: Tensor) -> Tensor:
+        """The sum that folding rounds: original + corrections + deltas in float64, as ``(out, in)``.
+
+        Args:
+            live: The weight in the model; it is the original where no adapter corrects it.
+        """
+        base = live if self.original is None else self.original
+        # Apple's accelerator has no float64.
+        device = torch.device("cpu") if live.device.type == "mps" else live.device
+        exact = self._plus_corrections(base.detach().to(device=device, dtype=torch.float64))
+        deltas = [(slot, adapter.delta(torch.float64).to(device)) for slot, adapter in self.adapters()]
+        return as_matrix(exact, self.layout) + self._spread(deltas, 0)
+
+    def _plus_corrections(self, weight: Tensor) -> Tensor:
+        parts: list[tuple[str, Tensor]] = []
+        for slot, adapter in self.adapters():
+            correction = adapter.correction()
+            if correction is not None:
+                c, d = (factor.to(weight) for factor in correction)
+                parts.append((slot, c @ d))
+        if not parts:
+            return weight
+        return weight + as_weight(self._spread(parts, 0), self.layout, weight.shape)
+
+    def _spread(self, parts: list[tuple[str, Tensor]], dim: int) -> Tensor:
+        return assemble([(self._blocks[slot], part) for slot, part in parts], self.total, dim)
