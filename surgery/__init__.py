@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from surgery.anatomy.read import read
 from surgery.anatomy.types import Access, Anatomy, AttentionSite, FeedForward, Layout, Projection
+from surgery.anatomy.verify import Verification, verify
 from surgery.errors import SurgeryError
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "Layout",
     "Projection",
     "SurgeryError",
+    "Verification",
     "read",
+    "verify",
 ]

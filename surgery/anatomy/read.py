@@ -94,7 +94,7 @@ class Reading:
 
     def _sites(self) -> tuple[AttentionSite, ...]:
         merged: dict[object, AttentionSite] = {}
-        for site in self.sites:
+        for run, site in enumerate(self.sites):
             projections = self._site_projections(site)
             if not projections:
                 continue
@@ -105,7 +105,7 @@ class Reading:
                 if found
                 else AttentionSite(
                     f"attention.{len(merged)}", site.core.kind, self.blocks(site.module),
-                    site.module, projections, 1, notes,
+                    site.module, projections, 1, run, notes,
                 )
             )  # fmt: skip
         return tuple(merged.values())

@@ -95,6 +95,7 @@ class AttentionSite:
         module: Path of the module whose forward computes the attention.
         projections: Query, key, value and output, as far as they were found.
         calls: How often the graph runs it.
+        first_run: Its place among all attention computations of one forward, from 0.
         notes: What a reader should know (talking heads, cross attention, a missing role and why).
     """
 
@@ -104,6 +105,7 @@ class AttentionSite:
     module: str
     projections: tuple[Projection, ...]
     calls: int = 1
+    first_run: int = 0
     notes: tuple[str, ...] = ()
 
     def role(self, role: Role) -> tuple[Projection, ...]:

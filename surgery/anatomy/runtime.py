@@ -1,0 +1,167 @@
+"""Watching a model compute attention: an independent witness that never looks at the captured graph.
+
+Every matrix product, softmax and attention call passes through a ``TorchFunctionMode``. Scores are
+followed from the product that makes them, through masks and scalings, into a softmax, and on to the
+product with the values: what happens between is one attention event, with its three operands.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"})
+_SOFTMAXES = frozenset({"softmax", "_softmax"})
+_OPAQUE = frozenset({"linear", "conv1d", "conv2d", "layer_norm", "group_norm", "embedding"})
+
+
+@dataclass
+class Event:
+    """One attention computed at run time: its operands, copied as they were."""
+
+    kind: str
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+@dataclass
+class _Trace:
+    """What a tensor is on its way through an attention."""
+
+    scores: tuple[Tensor, Tensor] | None = None
+    probabilities: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass
+class AttentionWatch(TorchFunctionMode):
+    """Records every attention that runs inside the context.
+
+    Args:
+        stop_after: Raise :class:`Enough` once this many events were seen; None sees them all.
+    """
+
+    stop_after: int | None = None
+    events: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._traces: dict[int, tuple[weakref.ref[Tensor], _Trace]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is F.scaled_dot_product_attention:
+            self._record("sdpa", *_operands(("query", "key", "value"), args, kwargs))
+            with torch._C.DisableTorchFunction():
+                return func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._look_inside(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._follow(name, args, kwargs, result)
+        elif isinstance(result, tuple | list):
+            for part in result:
+                if isinstance(part, Tensor):
+                    self._follow(name, args, kwargs, part)
+        return result
+
+    def _look_inside(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a composite function under this mode; it would hand itself to the mode once more."""
+        with mock.patch.object(F, "has_torch_function", return_value=False), self:
+            return func(*args, **kwargs)
+
+    def _follow(self, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
+        tensors = _tensors((args, kwargs))
+        if name in _PRODUCTS:
+            self._product(name, tensors, result)
+            return
+        traces = [t for t in map(self._trace, tensors) if t is not None]
+        if not traces or (name in _OPAQUE and not _mixes_heads(tensors, result)):
+            return
+        trace = traces[0]
+        if name in _SOFTMAXES and trace.scores is not None:
+            trace = _Trace(probabilities=_by_role(trace.scores, args, kwargs, result))
+        self._set(result, trace)
+
+    def _product(self, name: str, tensors: list[Tensor], result: Tensor) -> None:
+        operands = tensors[-2:]
+        if len(operands) < 2 or any(isinstance(t, nn.Parameter) for t in operands):
+            return
+        for index, operand in enumerate(operands):
+            trace = self._trace(operand)
+            if trace is not None and trace.probabilities is not None:
+                self._record("softmax", *trace.probabilities, operands[1 - index])
+                return
+        self._set(result, _Trace(scores=(operands[0], operands[1])))
+
+    def _record(self, kind: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+        copies = (t.detach().clone() for t in (query, key, value))
+        self.events.append(Event(kind, *copies))
+        if self.stop_after is not None and len(self.events) >= self.stop_after:
+            raise Enough
+
+    def _trace(self, tensor: Tensor) -> _Trace | None:
+        reference, trace = self._traces.get(id(tensor), (None, None))
+        return trace if reference is not None and reference() is tensor else None
+
+    def _set(self, tensor: Tensor, trace: _Trace) -> None:
+        self._traces[id(tensor)] = (weakref.ref(tensor), trace)
+
+
+class Enough(Exception):
+    """Raised inside a forward to end it early."""
+
+
+def watch(call: Callable[[], object], stop_after: int | None = None) -> list[Event]:
+    """Run ``call`` and return the attention events it made."""
+    watcher = AttentionWatch(stop_after)
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), watcher:
+            call()
+    except Enough:
+        pass
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    return watcher.events
+
+
+def _operands(names: tuple[str, ...], args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names)]
+    return found[0], found[1], found[2]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _mixes_heads(tensors: list[Tensor], result: Tensor) -> bool:
+    """A linear over four-dimensional scores that keeps their shape: talking heads."""
+    return bool(tensors) and tensors[0].ndim == 4 and tensors[0].shape == result.shape
+
+
+def _by_role(
+    scores: tuple[Tensor, Tensor], args: Any, kwargs: Any, result: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Query first: the softmax runs over the keys."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 and isinstance(args[1], int) else -1)
+    over_rows = dim in (-2, result.ndim - 2)
+    return (scores[1], scores[0]) if over_rows else scores

@@ -1,0 +1,149 @@
+"""What makes an operation impossible, each with its reason: asked before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from surgery.anatomy.types import Access, Layout, Projection
+from surgery.errors import PlanError
+from surgery.operations.adapted import CHILD
+from surgery.operations.rows import indices
+
+_PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+
+
+def owner_of(model: nn.Module, projection: Projection) -> nn.Module:
+    """The module that owns the projection's weight.
+
+    Raises:
+        PlanError: If the model has no such module or weight: the anatomy is another model's.
+    """
+    try:
+        owner = model.get_submodule(projection.module)
+    except AttributeError:
+        owner = None
+    if owner is None or owner._parameters.get(projection.parameter) is None:
+        raise PlanError(
+            f"{type(model).__name__} has no parameter {projection.weight_name}",
+            where=projection.weight_name,
+            why="the anatomy or the plan was made for another model, or the weight is parametrised",
+            remedy="make it anew with surgery.read(model) or surgery.plan(model, policy), and remove "
+            "parametrisations (torch.nn.utils.parametrize.remove_parametrizations) first",
+        )
+    return owner
+
+
+def check_projection(model: nn.Module, projection: Projection, rank: int) -> None:
+    """Refuse a projection that no adapter of this rank can sit on.
+
+    Raises:
+        PlanError: Ties, dead ends, shapes, dtypes or the rank forbid it; it says which.
+    """
+    owner = owner_of(model, projection)
+    weight = owner._parameters[projection.parameter]
+    assert weight is not None
+    _check_weight(weight, projection)
+    limit = min(projection.in_features, projection.out_features)
+    if projection.tied_to:
+        _refuse(
+            projection,
+            f"its tensor is also {', '.join(projection.tied_to)}: an adapter would change both",
+            "leave it out of the policy, or untie the weights (tie_word_embeddings=False)",
+        )
+    if not projection.reaches_output:
+        _refuse(
+            projection,
+            "no path leads from it to an output of the model: the adapter would get no gradient",
+            "leave it out (modules:, depth:), or pass example_inputs= that use this part of the model",
+        )
+    if rank > limit:
+        _refuse(
+            projection,
+            f"rank {rank} is above {limit}, the smaller side of {projection.out_features} x "
+            f"{projection.in_features}",
+            f"ask for rank={limit} or less, or give this selection an adapter with its own rank",
+        )
+    if hasattr(owner, CHILD):
+        _refuse(
+            projection,
+            f"{type(owner).__name__} already has an attribute {CHILD!r}",
+            "leave this module out of the policy",
+        )
+
+
+def check_disjoint(chosen: Iterable[Projection]) -> None:
+    """Refuse two roles that share some rows of one weight, but not all.
+
+    Raises:
+        PlanError: It names both.
+    """
+    for one, other in combinations(chosen, 2):
+        shared = set(indices(one.rows)) & set(indices(other.rows))
+        if shared:
+            _refuse(
+                one,
+                f"{one.role} and {other.role} share {len(shared)} of its output channels",
+                "ask for one of the two roles",
+            )
+
+
+def access_of(model: nn.Module, sharing: Iterable[Projection]) -> Access:
+    """How the adapters on one weight must act, given all projections that share it.
+
+    Through the module only if every reader calls the module, and its forward is the plain product. In
+    all other cases the weight itself is composed, which is right for every reader.
+    """
+    group = list(sharing)
+    owner = owner_of(model, group[0])
+    called = all(projection.access is Access.MODULE for projection in group)
+    direct = called and _forward_is_plain(owner, group[0].layout)
+    # torch's encoder layer has a fused inference path that reads its children's weights.
+    parent = model.get_submodule(group[0].module.rpartition(".")[0])
+    fused = isinstance(parent, nn.TransformerEncoderLayer)
+    return Access.MODULE if direct and not fused else Access.PARAMETER
+
+
+def _forward_is_plain(owner: nn.Module, layout: Layout) -> bool:
+    if "forward" in vars(owner):  # patched on the instance, by accelerate for one
+        return False
+    forward = type(owner).forward
+    if layout is Layout.IN_OUT:
+        return forward.__qualname__ == "Conv1D.forward"
+    return forward in _PLAIN_FORWARDS
+
+
+def _check_weight(weight: torch.Tensor, projection: Projection) -> None:
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        _refuse(
+            projection,
+            f"its dtype is {weight.dtype}: adapters need a base that can be read and folded",
+            "load the model unquantised (float32, bfloat16 or float16)",
+        )
+    if is_traceable_wrapper_subclass(weight):
+        _refuse(
+            projection,
+            f"its weight is a {type(weight.data).__name__}, not a plain tensor",
+            "apply before quantising or sharding the model",
+        )
+    sides = (projection.weight_out_features, projection.in_features)
+    expected = sides[::-1] if projection.layout is Layout.IN_OUT else sides
+    if tuple(weight.shape[:2]) != expected or any(size != 1 for size in weight.shape[2:]):
+        _refuse(
+            projection,
+            f"its shape is {tuple(weight.shape)}, the plan expects {expected}",
+            "make the plan for this model: surgery.plan(model, policy)",
+        )
+
+
+def _refuse(projection: Projection, why: str, remedy: str) -> None:
+    raise PlanError(
+        f"{projection.weight_name} ({projection.role}) cannot carry an adapter",
+        where=f"{projection.weight_name}, {projection.module_type}",
+        why=why,
+        remedy=remedy,
+    )

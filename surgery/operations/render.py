@@ -1,0 +1,126 @@
+"""Plans, summaries and reports as tables that a person understands."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from surgery.anatomy.render import ranges
+from surgery.anatomy.types import Projection, Rows
+
+if TYPE_CHECKING:
+    from surgery.operations.fold import FoldReport
+    from surgery.operations.plan import Operation, Plan
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_SHOWN_RUNS = 3
+
+
+class Renderable(Protocol):
+    """Anything that rich can draw."""
+
+    def __rich__(self) -> Group: ...
+
+
+def as_text(thing: Renderable) -> str:
+    """What rich would draw, as plain text."""
+    console = Console(width=118, no_color=True)
+    with console.capture() as captured:
+        console.print(thing)
+    return captured.get().rstrip()
+
+
+def plan_table(plan: Plan) -> Group:
+    """One line for each kind of operation, layers folded into a range; what else trains; the counts."""
+    name, policy = plan.model.rpartition(".")[2], plan.policy.name
+    table = _table(f"{policy} on {name}", "role", "weight", "rows", "adapter", "layers", "acts on", "trains")
+    for family in _families(plan.operations):
+        table.add_row(*_plan_line(family))
+    return Group(table, *_train_lines(plan), Text(counts(plan)), *_notes(plan.notes))
+
+
+def counts(plan: Plan) -> str:
+    """``294,912 of 86,862,568 parameters train (0.34 %)``."""
+    everything = plan.base_parameters + plan.adapter_parameters
+    return f"{plan.trainable:,} of {everything:,} parameters train ({plan.share:.2%})"
+
+
+def fold_table(report: FoldReport) -> Group:
+    """The worst drift of each kind of projection, and of the function if it was measured."""
+    table = _table("fold", "role", "projections", "rounding / weight", "rounding / update")
+    roles: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for projection in report.projections:
+        roles[projection.role].append((projection.drift, projection.update_error))
+    for role, errors in roles.items():
+        drift, update = (max(column) for column in zip(*errors, strict=True))
+        table.add_row(role, str(len(errors)), f"{drift:.1e}", f"{update:.1e}")
+    lines: list[RenderableType] = [table]
+    if report.function_drift is not None:
+        lines.append(Text(f"output: max |folded - adapted| / max |adapted| = {report.function_drift:.1e}"))
+    return Group(*lines, *_notes(report.notes))
+
+
+def _plan_line(family: Sequence[Operation]) -> tuple[str, ...]:
+    first = family[0]
+    p, spec = first.projection, first.adapter
+    options = "".join(f", {key}={value}" for key, value in spec.options.items())
+    alpha = "" if spec.alpha is None else f", alpha={spec.alpha:g}"
+    return (
+        str(p.role),
+        p.weight_name if len(family) == 1 else _template(p),
+        "all" if p.whole else _runs(p.rows),
+        f"{spec.kind}, rank {spec.rank}{alpha}{options}",
+        ranges([operation.projection.layer for operation in family]),
+        "output" if first.access == "module" else "weight",
+        f"{sum(operation.parameters for operation in family):,}",
+    )
+
+
+def _families(operations: Iterable[Operation]) -> list[list[Operation]]:
+    """Operations that differ in their layer alone."""
+    families: dict[object, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        p = operation.projection
+        shape = (p.rows, p.in_features, operation.access)
+        families[p.role, _template(p), shape, operation.adapter.model_dump_json()].append(operation)
+    return list(families.values())
+
+
+def _template(projection: Projection) -> str:
+    """The weight's name with a star for every number in its path."""
+    return _NUMBER.sub("*", projection.weight_name)
+
+
+def _runs(rows: Rows) -> str:
+    rest = len(rows) - _SHOWN_RUNS
+    shown = ", ".join(f"{start}:{stop}" for start, stop, _ in rows[:_SHOWN_RUNS])
+    return shown + (f", … {rest} more" if rest > 0 else "")
+
+
+def _train_lines(plan: Plan) -> list[Text]:
+    return [
+        Text(f"also trains, {word}: {_some(names)}") for word, names in plan.train.items() if names
+    ]
+
+
+def _some(names: Sequence[str], shown: int = 4) -> str:
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _notes(notes: Iterable[str]) -> list[Text]:
+    return [Text(f"note: {note}", style="yellow") for note in notes]
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for heading in headings:
+        numeric = heading in {"trains", "projections", "rounding / weight", "rounding / update"}
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    return table

@@ -1,0 +1,136 @@
+"""What an adapted model remembers: the plan, and everything that undo needs besides the base weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from surgery.anatomy.wrappers import unwrap
+from surgery.errors import StateError
+from surgery.operations.adapted import adapted_modules, strip
+from surgery.operations.plan import Plan
+
+_KEY = "_surgery"
+
+
+@dataclass
+class Record:
+    """Kept in ``model.__dict__``, so it is copied and pickled with the model.
+
+    Attributes:
+        plan: What was done.
+        requires_grad: The flag of every parameter before.
+        parameters: What else trains, as it was, on the CPU.
+        buffers: Every buffer as it was, on the CPU: running statistics move in training.
+    """
+
+    plan: Plan
+    requires_grad: dict[str, bool]
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, plan: Plan) -> Record:
+        """Photograph a plain model."""
+        trained = set(plan.trained_names)
+        parameters = dict(model.named_parameters())
+        return cls(
+            plan=plan,
+            requires_grad={name: p.requires_grad for name, p in parameters.items()},
+            parameters={name: _copy(p) for name, p in parameters.items() if name in trained},
+            buffers={name: _copy(buffer) for name, buffer in model.named_buffers()},
+        )
+
+
+def remember(model: nn.Module, record: Record) -> None:
+    """Keep the record with the model."""
+    model.__dict__[_KEY] = record
+
+
+def forget(model: nn.Module) -> None:
+    """Drop the record, if there is one."""
+    model.__dict__.pop(_KEY, None)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model itself, unwrapped from torch.compile, if nothing is applied to it yet.
+
+    Raises:
+        StateError: If it is wrapped (DDP, FSDP, PEFT), or it or a part of it is adapted.
+    """
+    model = unwrap(model)
+    foreign = next((m for m in model.modules() if type(m).__module__.startswith("peft.")), None)
+    if foreign is not None:
+        raise StateError(
+            f"{type(model).__name__} carries PEFT layers ({type(foreign).__name__})",
+            remedy="merge or unload them first, or start from the plain base model",
+        )
+    adapted = next(adapted_modules(model), None)
+    if adapted is not None or _KEY in model.__dict__:
+        raise StateError(
+            f"{type(model).__name__} is adapted already",
+            where=adapted[0] if adapted else None,
+            why="adapters on top of adapters could not be folded or undone one by one",
+            remedy="call surgery.fold(model) or surgery.undo(model) first",
+        )
+    return model
+
+
+def adapted_model(model: nn.Module, purpose: str) -> tuple[nn.Module, Record]:
+    """The model, unwrapped from torch.compile, with the record of what was applied to it.
+
+    Args:
+        model: What the caller was given.
+        purpose: The operation, for the message: ``fold``.
+
+    Raises:
+        StateError: If nothing is applied to it, or only to a part of it.
+    """
+    model = unwrap(model)
+    record = model.__dict__.get(_KEY)
+    if isinstance(record, Record):
+        return model, record
+    part = next((path for path, m in model.named_modules() if _KEY in m.__dict__), None)
+    raise StateError(
+        f"nothing to {purpose}: no policy is applied to this {type(model).__name__}",
+        where=part,
+        why=f"the policy was applied to its part {part!r}" if part else None,
+        remedy=f"call surgery.{purpose}(model.{part})" if part else "call surgery.apply(model, policy)",
+    )
+
+
+@torch.no_grad()
+def restore(model: nn.Module, record: Record) -> None:
+    """Put back every bit: weights from their originals, classes, flags, what trained, buffers.
+
+    A parameter that the user has replaced since by one of another shape (a new head) is the user's.
+    """
+    for _, module in list(adapted_modules(model)):
+        for name, graft in module.grafts():
+            if graft.original is not None:
+                module.base(name).copy_(graft.original)
+    release(model, record)
+    for name, parameter in model.named_parameters():
+        original = record.parameters.get(name)
+        if original is not None and original.shape == parameter.shape:
+            parameter.copy_(original)
+            parameter.grad = None
+    for name, buffer in model.named_buffers():
+        saved = record.buffers.get(name, buffer).to(buffer)
+        if not torch.equal(saved, buffer):
+            buffer.data = saved
+
+
+def release(model: nn.Module, record: Record) -> None:
+    """Give every module its plain class and every parameter its flag back; weights stay as they are."""
+    for _, module in list(adapted_modules(model)):
+        strip(module)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(record.requires_grad.get(name, parameter.requires_grad))
+    forget(model)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
