@@ -1,0 +1,24 @@
+"""The mathematics: one adapter a file. Adapters know tensors and no models."""
+
+from __future__ import annotations
+
+from surgery.adapters.base import Adapter
+from surgery.adapters.frozen_a import FrozenA
+from surgery.adapters.lora import LoRA
+from surgery.adapters.registry import check_options, get, names, options_of, register
+from surgery.adapters.srlora import PiSSA, SRLoRA
+from surgery.adapters.symlora import SymLoRA
+
+__all__ = [
+    "Adapter",
+    "FrozenA",
+    "LoRA",
+    "PiSSA",
+    "SRLoRA",
+    "SymLoRA",
+    "check_options",
+    "get",
+    "names",
+    "options_of",
+    "register",
+]
