@@ -1,0 +1,97 @@
+"""From an exported program to an ONNX file: translation, clean-up, saving."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+
+from exporters.capture import Captured
+from exporters.errors import ExportError
+
+OPSET = 20
+"""Opset 23 turns SDPA into ai.onnx::Attention, but breaks rotary embeddings at batch > 1."""
+
+_LARGEST_FILE = 1_800_000_000
+"""Bytes of weights beyond which they go to a file of their own: protobuf ends at 2 GB."""
+
+
+def to_ir(captured: Captured, program: ExportedProgram | None = None) -> ir.Model:
+    """Translate a program to ONNX.
+
+    Args:
+        captured: Names of inputs, outputs and axes.
+        program: Instead of ``captured.program``: a rewritten one with the same signature.
+
+    Raises:
+        ExportError: If an operator cannot be translated.
+    """
+    with _quiet(), torch.no_grad():
+        try:
+            program_ = torch.onnx.export(
+                program or captured.program,
+                dynamo=True,
+                opset_version=OPSET,
+                output_names=list(captured.outputs),
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                "the graph could not be translated to ONNX",
+                why=f"{type(error).__name__}: {_innermost(error)}",
+                remedy="an operator may be missing in torch's exporter; try a newer torch",
+            ) from error
+    assert program_ is not None
+    program_.rename_axes(dict(captured.symbols))
+    clean(program_.model)
+    return program_.model
+
+
+def clean(model: ir.Model) -> None:
+    """Drop what the exporter left for debugging: stack traces, local paths, module scopes."""
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write one self-contained file, or a file and its ``.data`` where the weights pass 2 GB."""
+    model.metadata_props.update(metadata)
+    model.producer_name = "model-surgery"
+    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    large = sum(weight.nbytes for weight in weights) > _LARGEST_FILE
+    ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and logs missing torchvision operators; neither is the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,72 @@
+"""Running small parts of a graph for real: index tensors through moves, constants, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from surgery.anatomy.graph import Graph, op_name, size_of
+
+
+class NotConstantError(Exception):
+    """The walk reached a value that is neither known nor a constant of the program."""
+
+
+class Evaluator:
+    """Computes nodes from known values; parameters and sizes are known by themselves.
+
+    Args:
+        graph: The program the nodes belong to.
+        known: Values to start from.
+        transparent: Nodes that hand on their first tensor unchanged, whatever they compute.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        known: Mapping[fx.Node, Any] | None = None,
+        transparent: Collection[fx.Node] = (),
+    ) -> None:
+        self.graph, self.transparent = graph, transparent
+        self.values: dict[fx.Node, Any] = dict(known or {})
+
+    def __call__(self, node: fx.Node) -> Any:
+        """The value of ``node``.
+
+        Raises:
+            NotConstantError: If it depends on an input of the model that is not known.
+        """
+        if node not in self.values:
+            self.values[node] = self._compute(node)
+        return self.values[node]
+
+    def _compute(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, int | torch.SymInt):
+            return size_of(value)
+        if node.op == "placeholder":
+            return self._stored(node)
+        if node.op != "call_function":
+            raise NotConstantError(node.name)
+        if node in self.transparent:
+            return self(node.all_input_nodes[0])
+        args = fx.node.map_arg(node.args, self)
+        kwargs = fx.node.map_arg(dict(node.kwargs), self)
+        if op_name(node) == "_assert_tensor_metadata":
+            return None
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _stored(self, node: fx.Node) -> Tensor:
+        stored = self.graph.constant(node)
+        if stored is None:
+            raise NotConstantError(node.name)
+        return stored.detach()
+
+
+def index_tensor(shape: tuple[int, ...]) -> Tensor:
+    """Every element holds its own position: moving it through a graph shows where each value goes."""
+    return torch.arange(torch.Size(shape).numel()).reshape(shape)

@@ -1,0 +1,179 @@
+"""The inputs of one call by name, and more of the same kind at other sizes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exporters.errors import ExportError
+from surgery.anatomy.inputs import ExampleInputs, example_inputs
+
+BATCH = "batch"
+SEQUENCE = "sequence"
+
+Axes = Mapping[str, Mapping[int, str]]
+"""Name of each dynamic dimension, by input name: ``{"x": {0: "batch"}}``."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Named inputs of one call.
+
+    Attributes:
+        tensors: What becomes an input of the ONNX graph, by parameter name of ``forward``.
+        constants: What is baked into the graph (flags, None).
+        axes: The dynamic dimensions of the tensors.
+    """
+
+    tensors: dict[str, Tensor]
+    constants: dict[str, Any]
+    axes: Axes
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Everything, to be passed by name."""
+        return {**self.tensors, **self.constants}
+
+    @property
+    def feeds(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The tensors as ONNX Runtime takes them."""
+        return {name: value.detach().cpu().numpy() for name, value in self.tensors.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each dynamic axis."""
+        return {
+            axis: self.tensors[name].shape[dim]
+            for name, dims in self.axes.items()
+            for dim, axis in dims.items()
+        }
+
+    def resized(self, sizes: Mapping[str, int], seed: int = 0) -> Inputs:
+        """Fresh inputs of the same kind at other sizes.
+
+        Every value is drawn from the values of the same input here, so that ids stay in the
+        vocabulary and pixels in their range; attention masks become ragged.
+
+        Args:
+            sizes: New size of each axis that changes.
+            seed: Of the draw.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        made = {}
+        for name, value in self.tensors.items():
+            shape = list(value.shape)
+            for dim, axis in self.axes.get(name, {}).items():
+                shape[dim] = sizes.get(axis, shape[dim])
+            made[name] = _ragged(shape, value) if is_mask(name, value) else _draw(value, shape, generator)
+        return Inputs(made, self.constants, self.axes)
+
+    def on(self, device: torch.device, floats: torch.dtype) -> Inputs:
+        """The same inputs on ``device``, floating point ones in dtype ``floats``."""
+        moved = {
+            name: value.to(device, floats if value.is_floating_point() else value.dtype)
+            for name, value in self.tensors.items()
+        }
+        return Inputs(moved, self.constants, self.axes)
+
+
+def collect(model: nn.Module, given: Any = None, dynamic: bool | Axes = True) -> Inputs:
+    """Name the inputs given by the user, or those that the model's own configuration describes.
+
+    Args:
+        model: The model that will be exported.
+        given: A tensor, a tuple of positional or a mapping of named inputs, or None.
+        dynamic: True makes the batch and the length of token inputs dynamic, False fixes every
+            shape, a mapping names exactly the dynamic dimensions.
+
+    Raises:
+        ExportError: If the inputs do not fit the model's ``forward`` or the axes do not fit them.
+        CaptureError: If nothing is given and the model does not tell what it takes.
+    """
+    bound = _bind(model, example_inputs(model, given))
+    tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
+    constants = {name: value for name, value in bound.items() if not isinstance(value, Tensor)}
+    nested = [n for n, v in constants.items() if isinstance(v, list | tuple | dict)]
+    if nested or not tensors:
+        raise ExportError(
+            f"the example inputs of {type(model).__name__} do not fit an ONNX graph",
+            where=", ".join(nested) or "example_inputs",
+            why="an ONNX graph takes tensors, one a name",
+            remedy="wrap the model in a module whose forward takes plain tensors",
+        )
+    axes = _usual_axes(tensors) if dynamic is True else dict(dynamic or {})
+    _check_axes(tensors, axes)
+    return Inputs(tensors, constants, axes)
+
+
+def is_mask(name: str, value: Tensor) -> bool:
+    """Whether this is a padding mask: (batch, sequence), 1 where there is a token."""
+    return "mask" in name and value.ndim == 2 and not value.is_floating_point()
+
+
+def _bind(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*inputs.args, **inputs.kwargs).arguments
+    except TypeError as error:
+        raise ExportError(
+            f"the example inputs do not fit {type(model).__name__}.forward",
+            where=str(signature),
+            why=str(error),
+            remedy="pass example_inputs= as a tensor, a tuple or a dict that forward accepts",
+        ) from error
+    open_ended = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    extra = [bound.pop(name) for name in open_ended if name in bound]
+    return {**bound, **(extra[0] if extra else {})}
+
+
+def _usual_axes(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    """Dimension 0 is the batch; dimension 1 of whole numbers is the sequence."""
+    axes: dict[str, dict[int, str]] = {}
+    for name, value in tensors.items():
+        axes[name] = {0: BATCH} if value.ndim else {}
+        if value.ndim > 1 and not value.is_floating_point():
+            axes[name][1] = f"decoder_{SEQUENCE}" if name.startswith("decoder_") else SEQUENCE
+    return axes
+
+
+def _check_axes(tensors: Mapping[str, Tensor], axes: Axes) -> None:
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, dims in axes.items():
+        for dim, axis in dims.items():
+            if name not in tensors or not 0 <= dim < tensors[name].ndim or not axis.isidentifier():
+                raise _bad_axis(name, f"there is no dimension {dim} to be called {axis!r}", tensors)
+            size = tensors[name].shape[dim]
+            first, expected = sizes.setdefault(axis, (name, size))
+            if size != expected:
+                why = f"{axis} is {expected} in {first} and {size} here"
+                raise _bad_axis(name, why, tensors)
+
+
+def _bad_axis(name: str, why: str, tensors: Mapping[str, Tensor]) -> ExportError:
+    known = ", ".join(f"{n} {tuple(t.shape)}" for n, t in tensors.items())
+    return ExportError(
+        "the dynamic dimensions do not fit the example inputs",
+        where=name,
+        why=why,
+        remedy=f'the inputs are {known}; pass dynamic={{"{next(iter(tensors))}": {{0: "batch"}}}}',
+    )
+
+
+def _draw(value: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
+    values = value.detach().cpu().flatten()
+    chosen = torch.randint(len(values), shape, generator=generator)
+    return values[chosen].to(value.device)
+
+
+def _ragged(shape: list[int], value: Tensor) -> Tensor:
+    """Row 0 keeps all its tokens, each further row a third less, and at least one."""
+    batch, length = shape
+    lengths = torch.tensor([max(1, length - row * length // 3) for row in range(batch)])
+    mask = torch.arange(length)[None, :] < lengths[:, None]
+    return mask.to(value.device, value.dtype)

@@ -1,0 +1,111 @@
+"""Does the file compute what the model computes? Eager PyTorch in fp32 against ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from exporters.capture import Captured
+from exporters.inputs import BATCH, SEQUENCE, Inputs
+from exporters.runtime import run
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+TOLERANCE = 1e-5
+"""Largest max|difference| / max|reference| in fp32."""
+
+BATCHES = (1, 2, 5)
+_LONGER = 3
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One output at one set of sizes.
+
+    Attributes:
+        output: Its name.
+        sizes: Size of each dynamic axis.
+        error: max|difference| / max|reference|; NaN if the values are not comparable.
+        tolerance: The largest error that passes.
+    """
+
+    output: str
+    sizes: dict[str, int]
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance; NaN is not."""
+        return self.error <= self.tolerance
+
+
+def probes(captured: Captured) -> Iterator[Inputs]:
+    """Inputs at batches 1, 2 and 5, and for tokens at two lengths each, with ragged masks."""
+    inputs = captured.inputs
+    if not inputs.sizes:
+        yield inputs
+        return
+    choices = {
+        axis: _choices(axis, size, captured.limits[axis]) for axis, size in inputs.sizes.items()
+    }
+    for seed, sizes in enumerate(product(*choices.values())):
+        yield inputs.resized(dict(zip(choices, sizes, strict=True)), seed)
+
+
+def compare(
+    model: nn.Module, session: onnxruntime.InferenceSession, captured: Captured
+) -> list[ParityRow]:
+    """Run model and session on every probe and measure each output."""
+    rows = []
+    for inputs in probes(captured):
+        expected = reference(model, inputs)
+        found = run(session, inputs.feeds)
+        rows += [
+            ParityRow(name, inputs.sizes, relative_error(e, f), TOLERANCE)
+            for name, e, f in zip(captured.outputs, expected, found, strict=True)
+        ]
+    return rows
+
+
+def reference(model: nn.Module, inputs: Inputs) -> list[Array]:
+    """The eager outputs, flattened as the exporter flattens them."""
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(model(**inputs.kwargs))
+    return [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def relative_error(expected: Array, found: Array) -> float:
+    """max|difference| / max|reference|; NaN for other shapes and for values that are not finite."""
+    if expected.shape != found.shape:
+        return math.nan
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    largest = float(np.abs(expected).max(initial=0))
+    difference = float(np.abs(expected - found).max(initial=0))
+    return difference / largest if largest else difference
+
+
+def top1_agreement(model: nn.Module, session: onnxruntime.InferenceSession, inputs: Inputs) -> float:
+    """Share of predictions (argmax of the first output) on which model and file agree."""
+    expected = reference(model, inputs)[0].argmax(-1)
+    found = run(session, inputs.feeds)[0].argmax(-1)
+    return float((expected == found).mean())
+
+
+def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:
+    if axis == BATCH:
+        return BATCHES
+    if not axis.endswith(SEQUENCE):
+        return (size,)
+    return (size, size + _LONGER if size + _LONGER <= limits[1] else size - _LONGER)

@@ -1,0 +1,82 @@
+"""Everything that can be refused before the expensive work starts."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from exporters.errors import ExportError
+
+
+def check_destinations(files: list[Path], overwrite: bool) -> None:
+    """Refuse paths that exist or cannot be written.
+
+    Raises:
+        ExportError: With the path and the reason.
+    """
+    for path in files:
+        if path.is_dir():
+            raise _unwritable(path, "it is a directory")
+        if path.exists() and not overwrite:
+            raise ExportError(
+                "the file exists already",
+                where=str(path),
+                why="an exported file is never replaced unasked",
+                remedy="pass overwrite=True or another path",
+            )
+    for folder in {path.parent for path in files}:
+        _check_folder(folder, files[0])
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model in train mode, and weights that are not finite.
+
+    Raises:
+        ExportError: Naming the first module or weight at fault.
+    """
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        raise ExportError(
+            f"{type(model).__name__} is in train mode",
+            where=training or "the model itself",
+            why="dropout and batch statistics would be exported as they are now",
+            remedy="call model.eval() first",
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise _not_finite(name, parameter)
+    for name, buffer in model.named_buffers():
+        # Infinite buffers are legal: attention masks are made of them.
+        if buffer.is_floating_point() and torch.isnan(buffer).any():
+            raise _not_finite(name, buffer)
+
+
+def _check_folder(folder: Path, path: Path) -> None:
+    try:
+        # os.access answers for root and read-only mounts wrongly; writing is the only proof.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(path, f"{folder}: {error.strerror or error}") from error
+
+
+def _unwritable(path: Path, why: str) -> ExportError:
+    return ExportError(
+        "the ONNX file cannot be written",
+        where=str(path),
+        why=why,
+        remedy="create the folder, or choose a path that you may write to",
+    )
+
+
+def _not_finite(name: str, value: torch.Tensor) -> ExportError:
+    bad = int((~torch.isfinite(value)).sum())
+    return ExportError(
+        "the model has weights that are not finite",
+        where=name,
+        why=f"{bad} of {value.numel()} values are NaN or infinite",
+        remedy="the training diverged: go back to an earlier checkpoint",
+    )

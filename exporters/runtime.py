@@ -1,0 +1,144 @@
+"""ONNX Runtime: which package is installed, sessions, and the graph it really runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from exporters.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+CPU = "CPUExecutionProvider"
+OPTIONS_KEY = "model_surgery.session_options"
+
+Operators = Counter[tuple[str, str]]
+"""Number of nodes by (domain, operator type); the ONNX domain is spelled ``ai.onnx``."""
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a file is best opened. It travels in the file's metadata.
+
+    Attributes:
+        providers: Execution providers, best first.
+        disabled_optimizers: ONNX Runtime fusions to leave out, because they are slower here.
+    """
+
+    providers: tuple[str, ...] = (CPU,)
+    disabled_optimizers: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """As plain data."""
+        return {
+            "providers": list(self.providers),
+            "disabled_optimizers": list(self.disabled_optimizers),
+        }
+
+
+def require_runtime() -> str:
+    """Return name and version of the one installed ONNX Runtime.
+
+    Raises:
+        ExportError: If neither or both of its packages are installed. They overwrite each
+            other's files, and pip does not notice.
+    """
+    found = {name: version for name in PACKAGES if (version := _version(name))}
+    if len(found) == 1:
+        return " ".join(*found.items())
+    both = len(found) > 1
+    raise ExportError(
+        "ONNX Runtime is installed twice" if both else "ONNX Runtime is not installed",
+        where=", ".join(f"{name} {version}" for name, version in found.items()) or None,
+        why="both packages write the same files, whichever came last wins"
+        if both
+        else "every exported file is run once before it is handed over",
+        remedy=f"{'pip uninstall onnxruntime onnxruntime-gpu, then ' if both else ''}"
+        "pip install 'model-surgery[cpu]' (or [gpu])",
+    )
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    *,
+    options: SessionOptions | None = None,
+    threads: int | None = None,
+    save_optimized: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open a file in ONNX Runtime, with the session options that it recommends.
+
+    Args:
+        path: The ONNX file.
+        options: Instead of those in the file's metadata.
+        threads: Intra-op threads; None leaves the choice to ONNX Runtime.
+        save_optimized: Where to write the graph as ONNX Runtime rewrote it.
+    """
+    import onnxruntime as ort
+
+    options = options or recommended_options(path)
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = 3
+    if threads:
+        session_options.intra_op_num_threads = threads
+    if save_optimized:
+        session_options.optimized_model_filepath = str(save_optimized)
+        entries = {
+            "session.optimized_model_external_initializers_file_name": save_optimized.name + ".data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        for key, value in entries.items():
+            session_options.add_session_config_entry(key, value)
+    return ort.InferenceSession(
+        os.fspath(path),
+        session_options,
+        providers=list(options.providers),
+        disabled_optimizers=list(options.disabled_optimizers),
+    )
+
+
+def recommended_options(path: str | os.PathLike[str]) -> SessionOptions:
+    """The session options written in a file's metadata; the defaults if there are none."""
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    found = next((p.value for p in model.metadata_props if p.key == OPTIONS_KEY), None)
+    if found is None:
+        return SessionOptions()
+    stored: Mapping[str, Sequence[str]] = json.loads(found)
+    return SessionOptions(**{key: tuple(value) for key, value in stored.items()})
+
+
+def operators(model: onnx.ModelProto) -> Operators:
+    """Count the nodes of a graph by (domain, operator type)."""
+    return Counter((node.domain or "ai.onnx", node.op_type) for node in model.graph.node)
+
+
+def optimized_operators(path: str | os.PathLike[str], options: SessionOptions) -> Operators:
+    """Count the nodes that ONNX Runtime really runs, after its own optimisation."""
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "optimized.onnx"
+        open_session(path, options=options, save_optimized=target)
+        return operators(onnx.load(target, load_external_data=False))
+
+
+def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> list[Any]:
+    """Run a session on those feeds that its graph still takes."""
+    taken = {i.name for i in session.get_inputs()}
+    outputs: list[Any] = session.run(None, {n: v for n, v in feeds.items() if n in taken})
+    return outputs
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,117 @@
+"""Verification: a file is handed over only after it was opened, run and looked through."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from torch import nn
+
+from exporters.capture import Captured
+from exporters.inputs import Inputs
+from exporters.parity import ParityRow, compare, top1_agreement
+from exporters.runtime import Operators, SessionOptions, open_session, operators, optimized_operators
+
+AGREEMENT = 0.99
+"""Least share of top-1 predictions that must agree; less than all, because ties may fall either way."""
+
+
+@dataclass(frozen=True)
+class OperatorCount:
+    """How often a fused operator was expected, and how often it was found."""
+
+    domain: str
+    op_type: str
+    expected: int
+    in_file: int
+    in_runtime: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether file and runtime both hold what was expected."""
+        return self.expected == self.in_file == self.in_runtime
+
+
+@dataclass
+class Verification:
+    """What was found out about one file; ``problems`` is empty if it may be used."""
+
+    parity: list[ParityRow] = field(default_factory=list)
+    operators: list[OperatorCount] = field(default_factory=list)
+    top1: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(
+    path: Path,
+    model: nn.Module,
+    captured: Captured,
+    expected: Operators,
+    options: SessionOptions,
+    samples: Inputs | None,
+) -> Verification:
+    """Check one file on disk: structure, traces of this machine, operators, parity, predictions.
+
+    Args:
+        path: The file, in a folder with nothing but the export in it.
+        model: The plain model in eval mode, fp32: the truth.
+        captured: What the file was made from.
+        expected: Operators outside of ai.onnx that the file must hold, and no others.
+        options: How the file is to be opened.
+        samples: The user's own inputs, for top-1 agreement.
+    """
+    found = Verification()
+    try:
+        onnx.checker.check_model(path, full_check=True)
+        found.problems += [f"holds {what}" for what in leaks(path)]
+        found.operators = count_operators(path, expected, options)
+        session = open_session(path, options=options)
+        found.parity = compare(model, session, captured)
+        if samples is not None:
+            found.top1 = top1_agreement(model, session, samples)
+    except Exception as error:  # the checker and the runtime raise their own, unrelated classes
+        found.problems.append(f"{type(error).__name__}: {str(error).strip()[:500]}")
+    found.problems += list(_failures(found))
+    return found
+
+
+def count_operators(path: Path, expected: Operators, options: SessionOptions) -> list[OperatorCount]:
+    """Expected against found, for every operator that is expected or not of ai.onnx."""
+    in_file = operators(onnx.load(path, load_external_data=False))
+    in_runtime = optimized_operators(path, options)
+    foreign = {key for key in in_file if key[0] != "ai.onnx"}
+    return [
+        OperatorCount(*key, expected[key], in_file[key], in_runtime[key])
+        for key in sorted(foreign | set(expected))
+    ]
+
+
+def leaks(path: Path) -> list[str]:
+    """What a file tells about the machine it was made on: paths, stack traces."""
+    here = {os.getcwd(), str(Path.home()), sys.prefix, str(Path(onnx.__file__).parents[1])}
+    traces = {"stack traces": b'File "', "exporter metadata": b"pkg.torch"}
+    paths = {f"the local path {place}": place.encode() for place in here if len(place) > 1}
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        # Weights are no text: a short path may occur in them by chance.
+        tensor.ClearField("raw_data")
+    content = model.SerializeToString()
+    return [what for what, text in {**traces, **paths}.items() if text in content]
+
+
+def _failures(found: Verification) -> Iterator[str]:
+    for count in found.operators:
+        if not count.passed:
+            yield (
+                f"{count.domain}::{count.op_type}: {count.expected} expected, {count.in_file} in "
+                f"the file, {count.in_runtime} in what ONNX Runtime runs"
+            )
+    for row in found.parity:
+        if not row.passed:
+            yield f"{row.output} differs by {row.error:.1e} (allowed {row.tolerance:.0e}) at {row.sizes}"
+    if found.top1 is not None and found.top1 < AGREEMENT:
+        yield f"only {found.top1:.1%} of the top-1 predictions agree"
