@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
+from surgery.anatomy.types import Access
 from surgery.operations.graft import Graft
 
 CHILD = "adapters"
@@ -44,6 +45,12 @@ class Adapted(nn.Module):
         parameter = self._parameters[name]
         assert parameter is not None
         return parameter
+
+    def original(self, name: str) -> Tensor:
+        """The weight as it was before the operation; on the CPU if an adapter corrects it."""
+        graft = self.adapters[name]
+        assert isinstance(graft, Graft)
+        return self.base(name) if graft.original is None else graft.original
 
     @torch.no_grad()
     def refresh_base(self) -> None:
@@ -95,19 +102,14 @@ class AdaptedForward(Adapted):
         return output
 
 
-def dress(module: nn.Module, grafts: dict[str, Graft], composed: frozenset[str]) -> Adapted:
-    """Turn ``module`` into an adapted one, in place.
-
-    Args:
-        module: A plain module.
-        grafts: One graft per adapted weight, by parameter name.
-        composed: Those of the weights that are read without the module.
-    """
+def dress(module: nn.Module, grafts: dict[str, Graft]) -> Adapted:
+    """Turn a plain module into an adapted one, in place; ``grafts`` by parameter name."""
+    composed = frozenset(name for name, graft in grafts.items() if graft.access is Access.PARAMETER)
     children = nn.ModuleDict(grafts)
     children.train(module.training)
     module.__class__ = adapted_class(type(module), composed, len(composed) < len(grafts))
-    assert isinstance(module, Adapted)
     module.add_module(CHILD, children)
+    assert isinstance(module, Adapted)
     module.register_load_state_dict_post_hook(_after_load)
     return module
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from policies.roles import Role
-from policies.schema import Policy
+from policies import Policy
 from surgery.anatomy.types import Access, Anatomy, Layout, Projection
 
 NOTE = "the graph could not be captured: nothing proves that these adapters lie on a path to the output"
@@ -32,7 +32,9 @@ def anatomy_by_name(model: nn.Module) -> Anatomy:
         if (layout := layout_of(module)) is not None
     )
     kind = type(model)
-    return Anatomy(f"{kind.__module__}.{kind.__qualname__}", sites=(), feed_forward=(), others=found)
+    return Anatomy(
+        f"{kind.__module__}.{kind.__qualname__}", sites=(), feed_forward=(), others=found
+    )
 
 
 def layout_of(module: nn.Module) -> Layout | None:
@@ -41,7 +43,11 @@ def layout_of(module: nn.Module) -> Layout | None:
         return Layout.OUT_IN
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         kernel, padding = module.kernel_size, module.padding
-        plain = all(k == 1 for k in kernel) and module.groups == 1 and (padding == "valid" or not any(padding))
+        plain = (
+            all(k == 1 for k in kernel)
+            and module.groups == 1
+            and (padding == "valid" or not any(padding))
+        )
         return Layout.CONV if plain else None
     if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor):
         return Layout.IN_OUT

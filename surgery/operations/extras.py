@@ -91,7 +91,9 @@ def _embeddings(model: nn.Module, anatomy: Anatomy) -> set[str]:
 
 def _biases(model: nn.Module, anatomy: Anatomy) -> set[str]:
     vectors = (name for name, p in model.named_parameters() if p.ndim == 1)
-    return {n for n in vectors if (last := n.rpartition(".")[2]) == "bias" or last.endswith("_bias")}
+    return {
+        n for n in vectors if (last := n.rpartition(".")[2]) == "bias" or last.endswith("_bias")
+    }
 
 
 _WORDS: dict[str, Callable[[nn.Module, Anatomy], set[str]]] = {
@@ -131,5 +133,6 @@ def _matching(glob: str, names: list[str]) -> set[str]:
 def _vocabulary_notes(anatomy: Anatomy) -> list[str]:
     heads = [p for p in anatomy.others if p.role is Role.HEAD and predicts_vocabulary(p, anatomy)]
     return [
-        f"{p.weight_name} predicts the vocabulary ({p.out_features} words): left frozen" for p in heads
+        f"{p.weight_name} predicts the vocabulary ({p.out_features} words): left frozen"
+        for p in heads
     ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
-from surgery.anatomy.types import Layout, Rows
+from surgery.anatomy.types import Access, Layout, Rows
 from surgery.operations.rows import Block, as_matrix, as_weight, assemble, blocks
 
 
@@ -17,14 +17,15 @@ class Graft(nn.ModuleDict):
 
     Attributes:
         layout: Where the weight keeps its output channels.
+        access: Whether the adapters add to the owner's output, or to the weight as everybody reads it.
         total: Output channels of the whole weight.
         original: The weight before the operation, on the CPU, if an adapter corrects the weight; no buffer,
             so that it neither moves with the model nor appears in its state dict.
     """
 
-    def __init__(self, layout: Layout, total: int) -> None:
+    def __init__(self, layout: Layout, access: Access, total: int) -> None:
         super().__init__()
-        self.layout, self.total = layout, total
+        self.layout, self.access, self.total = layout, access, total
         self.original: Tensor | None = None
         self._blocks: dict[str, tuple[Block, ...]] = {}
 
@@ -58,10 +59,11 @@ class Graft(nn.ModuleDict):
 
     def composed(self, weight: Tensor) -> Tensor:
         """``weight`` plus the adapters' deltas, rounded once to its dtype. Differentiable in the factors."""
-        factors = [(slot, adapter.factors()) for slot, adapter in self.adapters()]
-        parts = [(slot, b @ a) for slot, (b, a) in factors]
-        delta = as_weight(self._spread(parts, 0), self.layout, weight.shape)
-        return (weight + delta).to(weight.dtype)
+        with torch.autocast(weight.device.type, enabled=False):
+            factors = [(slot, adapter.factors()) for slot, adapter in self.adapters()]
+            parts = [(slot, b @ a) for slot, (b, a) in factors]
+            delta = as_weight(self._spread(parts, 0), self.layout, weight.shape)
+            return (weight + delta).to(weight.dtype)
 
     def corrected(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """The original plus every correction in the weight's layout, or None if no adapter corrects it.
@@ -84,7 +86,9 @@ class Graft(nn.ModuleDict):
         # Apple's accelerator has no float64.
         device = torch.device("cpu") if live.device.type == "mps" else live.device
         exact = self._plus_corrections(base.detach().to(device=device, dtype=torch.float64))
-        deltas = [(slot, adapter.delta(torch.float64).to(device)) for slot, adapter in self.adapters()]
+        deltas = [
+            (slot, adapter.delta(torch.float64).to(device)) for slot, adapter in self.adapters()
+        ]
         return as_matrix(exact, self.layout) + self._spread(deltas, 0)
 
     def _plus_corrections(self, weight: Tensor) -> Tensor:

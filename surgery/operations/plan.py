@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 
 from policies.roles import Role
-from policies.schema import AdapterSpec, Policy
+from policies import AdapterSpec, Policy
 from surgery.anatomy.types import Access, Layout, Projection
 from surgery.operations import render
 

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
-from os import PathLike
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch import nn
+
 import policies
-from policies.roles import Role
-from policies.schema import AdapterSpec, Policy, Selection
+from policies import AdapterSpec, Policy, PolicyLike
 from surgery.anatomy.read import read
 from surgery.anatomy.types import Access, Anatomy, Projection
-from surgery.errors import AnatomyError, CaptureError, PlanError
+from surgery.errors import CaptureError, PlanError
 from surgery.operations.by_name import NOTE, anatomy_by_name, needs_graph
 from surgery.operations.checks import access_of, check_disjoint, check_projection, owner_of
+from surgery.operations.choose import Chosen, choose
 from surgery.operations.extras import resolve_train
 from surgery.operations.make import make_adapter, trained_numbers
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.state import plain_model
-from torch import nn
-
-Chosen = dict[Projection, AdapterSpec]
 
 
 def plan(
     model: nn.Module,
-    policy: str | PathLike[str] | dict[str, Any] | Policy,
+    policy: PolicyLike,
     *,
     anatomy: Anatomy | None = None,
     example_inputs: Any = None,
@@ -40,7 +38,7 @@ def plan(
 
     Args:
         model: A plain model on any device, the meta device included.
-        policy: A name, a path to a YAML file, a dict or a ``Policy``.
+        policy: A name, a path to a YAML file, a mapping or a ``Policy``.
         anatomy: What ``surgery.read`` gave, if it was read before.
         example_inputs: For the reading, if the model does not tell its inputs itself.
         **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``train=``, adapter options.
@@ -57,8 +55,7 @@ def plan(
     notes: list[str] = []
     if anatomy is None:
         anatomy = _read(model, wanted, example_inputs, notes)
-    chosen = _choose(wanted, anatomy, notes)
-    operations = _operations(model, _merge_twins(chosen, notes))
+    operations = _operations(model, choose(wanted, anatomy, notes), anatomy)
     train, train_notes = resolve_train(wanted.train, model, anatomy)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     kind = type(model)
@@ -68,8 +65,10 @@ def plan(
         operations=operations,
         train=train,
         base_parameters=sum(sizes.values()),
-        extra_parameters=sum(sizes[name] for name in {n for names in train.values() for n in names}),
-        notes=(*notes, *train_notes, *_precision_notes(model, operations)),
+        extra_parameters=sum(
+            sizes[name] for name in {n for names in train.values() for n in names}
+        ),
+        notes=(*notes, *train_notes, *_rounding_notes(model, operations)),
     )
     _check_train(made)
     return made
@@ -85,92 +84,17 @@ def _read(model: nn.Module, policy: Policy, inputs: Any, notes: list[str]) -> An
         return anatomy_by_name(model)
 
 
-def _choose(policy: Policy, anatomy: Anatomy, notes: list[str]) -> Chosen:
-    chosen: Chosen = {}
-    for selection in policy.select:
-        layers = selection.layers(anatomy.depth)
-        found = [p for p in anatomy.projections if _selects(selection, layers, p)]
-        if not found:
-            raise _nothing_matched(policy, selection, anatomy)
-        notes += _check_halves(policy, selection, layers, found, anatomy)
-        chosen |= {p: selection.adapter or policy.adapter for p in found}
-    notes += [f"not placed: {u.what} at {u.where or 'the root'}: {u.why}" for u in anatomy.unplaced]
-    return {p: chosen[p] for p in anatomy.projections if p in chosen}
-
-
-def _selects(selection: Selection, layers: frozenset[int] | None, projection: Projection) -> bool:
-    return (
-        (not selection.roles or projection.role in selection.roles)
-        and (layers is None or projection.layer in layers)
-        and (not selection.modules or any(fnmatchcase(projection.module, g) for g in selection.modules))
-    )
-
-
-def _check_halves(
-    policy: Policy,
-    selection: Selection,
-    layers: frozenset[int] | None,
-    found: Iterable[Projection],
-    anatomy: Anatomy,
-) -> Iterator[str]:
-    """A role that is nowhere, or missing in one block of many, is an error; outside the blocks a note."""
-    missing = [role for role in selection.roles if role not in {p.role for p in found}]
-    for role in missing:
-        if role is not Role.GATE:
-            raise _nothing_matched(policy, selection, anatomy, role)
-        yield "mlp.gate: this model has no gated feed-forward"
-    wanted = {role for role in selection.roles if role.value.startswith("attention.")} - set(missing)
-    for site in anatomy.sites:
-        absent = [role for role in wanted if not site.role(role)]
-        if not absent or selection.modules or (layers is not None and site.layer not in layers):
-            continue
-        if site.layer is not None:
-            raise AnatomyError(
-                f"policy {policy.name!r} asks for {absent[0]}, and {site.id} has none",
-                where=site.module,
-                why="; ".join(site.notes) or "it was found in other layers, so this one was not understood",
-                remedy=f"leave {absent[0]} out (roles=[...]), or the layer (depth=...)",
-            )
-        yield f"{site.id} ({site.module}) has no {absent[0]}: {'; '.join(site.notes) or 'not adapted'}"
-
-
-def _nothing_matched(
-    policy: Policy, selection: Selection, anatomy: Anatomy, role: Role | None = None
-) -> AnatomyError:
-    has = Counter(str(p.role) for p in anatomy.projections)
-    asked = [str(role)] if role else [str(r) for r in selection.roles] or ["any role"]
-    limits = [] if selection.depth == "all" else [f"at depth {selection.depth!r} of {anatomy.depth} layers"]
-    limits += [f"in modules {', '.join(selection.modules)}"] if selection.modules else []
-    have = ", ".join(f"{name} ({count})" for name, count in has.items()) or "no linear projection"
-    unplaced = "".join(f"; not placed: {u.what} at {u.where}: {u.why}" for u in anatomy.unplaced[:3])
-    return AnatomyError(
-        f"policy {policy.name!r} matches nothing in {anatomy.model.rpartition('.')[2]}",
-        why=f"it asks for {', '.join([*asked, *limits])}; the model has {have}{unplaced}",
-        remedy="ask for roles the model has (roles=[...]), or take another policy; "
-        "print(surgery.read(model)) shows what was found",
-    )
-
-
-def _merge_twins(chosen: Chosen, notes: list[str]) -> Chosen:
-    """One adapter where two roles own the very same rows (keys that are also the values)."""
-    seen: dict[object, Projection] = {}
-    for projection in list(chosen):
-        twin = seen.setdefault((projection.weight_name, projection.rows), projection)
-        if twin is not projection:
-            del chosen[projection]
-            notes.append(f"{projection.weight_name} is {twin.role} and {projection.role}: one adapter")
-    return chosen
-
-
-def _operations(model: nn.Module, chosen: Chosen) -> tuple[Operation, ...]:
-    by_weight: dict[str, list[Projection]] = defaultdict(list)
+def _operations(model: nn.Module, chosen: Chosen, anatomy: Anatomy) -> tuple[Operation, ...]:
+    chosen_on: dict[str, list[Projection]] = defaultdict(list)
     for projection, spec in chosen.items():
         check_projection(model, projection, spec.rank)
-        by_weight[projection.weight_name].append(projection)
-    access: dict[str, Access] = {}
-    for name, group in by_weight.items():
+        chosen_on[projection.weight_name].append(projection)
+    for group in chosen_on.values():
         check_disjoint(group)
-        access[name] = access_of(model, group)
+    read_as: dict[str, list[Projection]] = defaultdict(list)
+    for projection in anatomy.projections:
+        read_as[projection.weight_name].append(projection)
+    access = {name: access_of(model, read_as[name]) for name in chosen_on}
     taken: set[str] = set()
     return tuple(
         _operation(projection, spec, access[projection.weight_name], taken)
@@ -178,7 +102,9 @@ def _operations(model: nn.Module, chosen: Chosen) -> tuple[Operation, ...]:
     )
 
 
-def _operation(projection: Projection, spec: AdapterSpec, access: Access, taken: set[str]) -> Operation:
+def _operation(
+    projection: Projection, spec: AdapterSpec, access: Access, taken: set[str]
+) -> Operation:
     slot, number = projection.role.short, 0
     while f"{projection.weight_name}:{slot}" in taken:
         number += 1
@@ -203,7 +129,21 @@ def _check_train(made: Plan) -> None:
             )
 
 
-def _precision_notes(model: nn.Module, operations: Iterable[Operation]) -> list[str]:
-    composed = [o for o in operations if o.access is Access.PARAMETER]
-    coarse = [o for o in composed if owner_of(model, o.projection)._parameters is not None]
-    return []
+def _rounding_notes(model: nn.Module, operations: Iterable[Operation]) -> list[str]:
+    coarse = {
+        operation.projection.weight_name: dtype
+        for operation in operations
+        if operation.access is Access.PARAMETER
+        and (dtype := _dtype(model, operation.projection)).itemsize < 4
+    }
+    return [
+        f"{len(coarse)} weights are read without their module and are {dtype}: base + delta is rounded to it "
+        "in every forward, so small updates are lost; train such a model in float32"
+        for dtype in dict.fromkeys(coarse.values())
+    ]
+
+
+def _dtype(model: nn.Module, projection: Projection) -> torch.dtype:
+    weight = owner_of(model, projection)._parameters[projection.parameter]
+    assert weight is not None
+    return weight.dtype

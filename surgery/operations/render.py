@@ -17,6 +17,7 @@ from surgery.anatomy.types import Projection, Rows
 if TYPE_CHECKING:
     from surgery.operations.fold import FoldReport
     from surgery.operations.plan import Operation, Plan
+    from surgery.operations.summary import Summary
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _SHOWN_RUNS = 3
@@ -38,17 +39,13 @@ def as_text(thing: Renderable) -> str:
 
 def plan_table(plan: Plan) -> Group:
     """One line for each kind of operation, layers folded into a range; what else trains; the counts."""
-    name, policy = plan.model.rpartition(".")[2], plan.policy.name
-    table = _table(f"{policy} on {name}", "role", "weight", "rows", "adapter", "layers", "acts on", "trains")
-    for family in _families(plan.operations):
-        table.add_row(*_plan_line(family))
-    return Group(table, *_train_lines(plan), Text(counts(plan)), *_notes(plan.notes))
+    total = plan.base_parameters + plan.adapter_parameters
+    return Group(*_operations(plan), _counts(plan.trainable, total), *_notes(plan.notes))
 
 
-def counts(plan: Plan) -> str:
-    """``294,912 of 86,862,568 parameters train (0.34 %)``."""
-    everything = plan.base_parameters + plan.adapter_parameters
-    return f"{plan.trainable:,} of {everything:,} parameters train ({plan.share:.2%})"
+def summary_table(summary: Summary) -> Group:
+    """The operations of the plan, and what trains now."""
+    return Group(*_operations(summary.plan), _counts(summary.trainable, summary.total))
 
 
 def fold_table(report: FoldReport) -> Group:
@@ -62,8 +59,25 @@ def fold_table(report: FoldReport) -> Group:
         table.add_row(role, str(len(errors)), f"{drift:.1e}", f"{update:.1e}")
     lines: list[RenderableType] = [table]
     if report.function_drift is not None:
-        lines.append(Text(f"output: max |folded - adapted| / max |adapted| = {report.function_drift:.1e}"))
+        lines.append(
+            Text(f"output: max |folded - adapted| / max |adapted| = {report.function_drift:.1e}")
+        )
     return Group(*lines, *_notes(report.notes))
+
+
+def _operations(plan: Plan) -> Iterable[RenderableType]:
+    title = f"{plan.policy.name} on {plan.model.rpartition('.')[2]}"
+    table = _table(title, "role", "weight", "rows", "adapter", "layers", "acts on", "trains")
+    for family in _families(plan.operations):
+        table.add_row(*_plan_line(family))
+    yield table
+    for word, names in plan.train.items():
+        if names:
+            yield Text(f"also trains, {word}: {_some(names)}")
+
+
+def _counts(trainable: int, total: int) -> Text:
+    return Text(f"{trainable:,} of {total:,} parameters train ({trainable / max(total, 1):.2%})")
 
 
 def _plan_line(family: Sequence[Operation]) -> tuple[str, ...]:
@@ -101,12 +115,6 @@ def _runs(rows: Rows) -> str:
     rest = len(rows) - _SHOWN_RUNS
     shown = ", ".join(f"{start}:{stop}" for start, stop, _ in rows[:_SHOWN_RUNS])
     return shown + (f", … {rest} more" if rest > 0 else "")
-
-
-def _train_lines(plan: Plan) -> list[Text]:
-    return [
-        Text(f"also trains, {word}: {_some(names)}") for word, names in plan.train.items() if names
-    ]
 
 
 def _some(names: Sequence[str], shown: int = 4) -> str:

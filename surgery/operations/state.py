@@ -54,6 +54,12 @@ def forget(model: nn.Module) -> None:
     model.__dict__.pop(_KEY, None)
 
 
+def find_record(model: nn.Module) -> Record | None:
+    """The record of an adapted model, or None."""
+    record = model.__dict__.get(_KEY)
+    return record if isinstance(record, Record) else None
+
+
 def plain_model(model: nn.Module) -> nn.Module:
     """The model itself, unwrapped from torch.compile, if nothing is applied to it yet.
 
@@ -89,15 +95,17 @@ def adapted_model(model: nn.Module, purpose: str) -> tuple[nn.Module, Record]:
         StateError: If nothing is applied to it, or only to a part of it.
     """
     model = unwrap(model)
-    record = model.__dict__.get(_KEY)
-    if isinstance(record, Record):
+    record = find_record(model)
+    if record is not None:
         return model, record
     part = next((path for path, m in model.named_modules() if _KEY in m.__dict__), None)
     raise StateError(
         f"nothing to {purpose}: no policy is applied to this {type(model).__name__}",
         where=part,
         why=f"the policy was applied to its part {part!r}" if part else None,
-        remedy=f"call surgery.{purpose}(model.{part})" if part else "call surgery.apply(model, policy)",
+        remedy=f"call surgery.{purpose}(model.{part})"
+        if part
+        else "call surgery.apply(model, policy)",
     )
 
 

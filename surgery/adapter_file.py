@@ -1,0 +1,145 @@
+"""The adapter file: safetensors with a plan and fingerprints in its metadata. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from surgery.errors import CheckpointError
+from surgery.operations.plan import Operation, Plan
+
+FORMAT = "model-surgery adapter"
+VERSION = "1"
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What an adapter file holds.
+
+    Attributes:
+        path: Where it lies.
+        plan: The plan that was applied.
+        base: For each operation the fingerprint of the base rows it sat on.
+        tensors: Adapters, what else trained, and buffers that moved, by state-dict key.
+    """
+
+    path: Path
+    plan: Plan
+    base: tuple[str, ...]
+    tensors: Tensors
+
+    def adapter(self, operation: Operation) -> Tensors:
+        """State dict of one adapter."""
+        prefix = f"{operation.path}."
+        found = self.tensors.items()
+        return {key.removeprefix(prefix): t for key, t in found if key.startswith(prefix)}
+
+    def rest(self) -> Tensors:
+        """What belongs to no adapter."""
+        prefixes = tuple(f"{operation.path}." for operation in self.plan.operations)
+        return {key: t for key, t in self.tensors.items() if not key.startswith(prefixes)}
+
+    def misfit(self, why: str, remedy: str) -> CheckpointError:
+        """The error that says why the adapters cannot be loaded."""
+        what = "the adapters do not fit this model"
+        return CheckpointError(what, where=str(self.path), why=why, remedy=remedy)
+
+    def write(self) -> Path:
+        """Write the file beside its place, then move it there: it is there whole or not at all.
+
+        Raises:
+            CheckpointError: If it cannot be written; what was there before is still there.
+        """
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "plan": json.dumps(self.plan.to_dict()),
+            "base": json.dumps(self.base),
+            "libraries": json.dumps(_versions("model-surgery", "torch", "transformers", "timm")),
+        }
+        content = safetensors.torch.save(self.tensors, metadata)
+        beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+        try:
+            with open(beside, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self.path)
+        except OSError as error:
+            raise CheckpointError(
+                "the adapter file cannot be written",
+                where=str(self.path),
+                why=f"{type(error).__name__}: {error.strerror}",
+                remedy="give a file path in an existing folder that you may write to",
+            ) from error
+        finally:
+            beside.unlink(missing_ok=True)
+        return self.path
+
+
+def read_file(path: str | os.PathLike[str]) -> AdapterFile:
+    """Read an adapter file. Nothing in it is ever executed or unpickled.
+
+    Raises:
+        CheckpointError: If it is missing, broken, or something else.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (OSError, safetensors.SafetensorError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise CheckpointError(
+            "there is no such adapter file" if missing else "the adapter file cannot be read",
+            where=str(path),
+            why=None if missing else f"{type(error).__name__}: {error}",
+            remedy="check the path"
+            if missing
+            else "copy it again: it is truncated, or no safetensors",
+        ) from error
+    return _parse(path, metadata, tensors)
+
+
+def _parse(path: Path, metadata: dict[str, str], tensors: Tensors) -> AdapterFile:
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        found = f"{metadata.get('format', 'no format')} {metadata.get('version', '')}".strip()
+        raise CheckpointError(
+            "this file is no adapter file that this version reads",
+            where=str(path),
+            why=f"its metadata says {found!r}, expected {FORMAT} {VERSION!r}",
+            remedy="load a file that surgery.save wrote, or update model-surgery",
+        )
+    try:
+        plan = Plan.from_dict(json.loads(metadata["plan"]))
+        base = tuple(str(entry) for entry in json.loads(metadata["base"]))
+        if len(base) != len(plan.operations):
+            raise ValueError(f"{len(base)} fingerprints for {len(plan.operations)} adapters")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            "the adapter file's metadata is broken",
+            where=str(path),
+            why=f"{type(error).__name__}: {error}",
+            remedy="save it again with surgery.save(model, path)",
+        ) from error
+    return AdapterFile(path, plan, base, tensors)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

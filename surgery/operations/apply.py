@@ -1,0 +1,140 @@
+"""Doing exactly what a plan says, or nothing at all."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from policies import PolicyLike
+from surgery.adapters.base import Adapter
+from surgery.anatomy.types import Anatomy
+from surgery.errors import PlanError, StateError
+from surgery.operations import planner
+from surgery.operations.adapted import dress
+from surgery.operations.checks import check_projection, owner_of
+from surgery.operations.graft import Graft
+from surgery.operations.make import Start, make_adapter
+from surgery.operations.plan import Operation, Plan
+from surgery.operations.rows import as_matrix, take
+from surgery.operations.state import Record, plain_model, remember, restore
+
+Grafts = dict[nn.Module, dict[str, Graft]]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def apply(
+    model: Model,
+    policy: PolicyLike | None = None,
+    *,
+    plan: Plan | None = None,
+    anatomy: Anatomy | None = None,
+    example_inputs: Any = None,
+    seed: int | None = None,
+    **overrides: Any,
+) -> Model:
+    """Put adapters on a model in place; afterwards only they, and what the policy adds, train.
+
+    Adapters are fp32 and live on the device of their weight. If anything fails, the model is as it was.
+
+    Args:
+        model: A plain model.
+        policy: A name, a path to a YAML file, a mapping or a ``Policy``.
+        plan: What ``surgery.plan`` made, instead of a policy.
+        anatomy: What ``surgery.read`` gave, if it was read before.
+        example_inputs: For the reading, if the model does not tell its inputs itself.
+        seed: Makes the factors reproducible and leaves torch's global random state alone.
+        **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``train=``, adapter options.
+
+    Returns:
+        The same model.
+
+    Raises:
+        PolicyError, AnatomyError, PlanError, CaptureError: As ``surgery.plan``.
+        StateError: The model is wrapped, adapted already, or has no values yet (meta device).
+    """
+    base = plain_model(model)
+    if plan is None:
+        if policy is None:
+            raise PlanError(
+                "apply needs a policy or a plan", remedy="surgery.apply(model, 'vit-attn-qv')"
+            )
+        plan = planner.plan(
+            base, policy, anatomy=anatomy, example_inputs=example_inputs, **overrides
+        )
+    elif policy is not None or overrides:
+        raise PlanError(
+            "apply was given a plan and a policy",
+            remedy="override when planning: surgery.plan(...)",
+        )
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def start(operation: Operation, adapter: Adapter, rows: Tensor) -> None:
+        adapter.start(rows, generator)
+
+    graft(base, plan, start)
+    return model
+
+
+def graft(model: nn.Module, plan: Plan, start: Start) -> None:
+    """Carry out a plan on a plain model; ``start`` sets the factors of each adapter.
+
+    Everything that can fail for a known reason happens before the model is touched; anything else
+    (memory, an interrupt) is rolled back.
+    """
+    _check(model, plan)
+    grafts = _build(model, plan, start)
+    record = Record.of(model, plan)
+    try:
+        _commit(model, grafts, record)
+    except BaseException:
+        restore(model, record)
+        raise
+
+
+def _check(model: nn.Module, plan: Plan) -> None:
+    for operation in plan.operations:
+        check_projection(model, operation.projection, operation.adapter.rank)
+    empty = next((name for name, tensor in model.state_dict().items() if tensor.is_meta), None)
+    if empty is not None:
+        raise StateError(
+            f"{type(model).__name__} has no values yet",
+            where=empty,
+            why="it is on the meta device",
+            remedy="load its weights first; surgery.read and surgery.plan work without",
+        )
+    parameters = dict(model.named_parameters())
+    missing = next((name for name in plan.trained_names if name not in parameters), None)
+    if missing is not None:
+        raise PlanError(
+            f"{type(model).__name__} has no parameter {missing}, which the plan would train",
+            remedy="make the plan for this model: surgery.plan(model, policy)",
+        )
+
+
+@torch.no_grad()
+def _build(model: nn.Module, plan: Plan, start: Start) -> Grafts:
+    grafts: Grafts = {}
+    for operation in plan.operations:
+        p = operation.projection
+        owner = owner_of(model, p)
+        weight = owner._parameters[p.parameter]
+        assert weight is not None
+        adapter = make_adapter(operation, weight.device)
+        start(operation, adapter, take(as_matrix(weight, p.layout), p.rows).float())
+        empty = Graft(p.layout, operation.access, p.weight_out_features)
+        seat = grafts.setdefault(owner, {}).setdefault(p.parameter, empty)
+        seat.place(operation.slot, adapter, p.rows)
+        if seat.original is None and adapter.correction() is not None:
+            seat.original = weight.detach().to("cpu", copy=True)
+    return grafts
+
+
+def _commit(model: nn.Module, grafts: Grafts, record: Record) -> None:
+    trained = set(record.plan.trained_names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    for owner, by_parameter in grafts.items():
+        dress(owner, by_parameter).refresh_base()
+    remember(model, record)
