@@ -109,8 +109,9 @@ def _extend(
             remedy="name another policy in extends",
         )  # fmt: skip
     base = _find(parent, (*seen, parent)).to_dict()
-    if isinstance(own.get("adapter"), Mapping) and "kind" not in own["adapter"]:
-        own["adapter"] = {**base.get("adapter", {}), **own["adapter"]}
+    adapter = own.get("adapter")
+    if isinstance(adapter, Mapping) and "kind" not in adapter:
+        own["adapter"] = {**base.get("adapter", {}), **adapter}
     return source.build({**base, **own}, where, lines)
 
 
@@ -119,7 +120,9 @@ def _override(policy: Policy, given: dict[str, Any]) -> Policy:
     train = given.pop("train", policy.train)
     where = {key: given.pop(key) for key in _SELECTION_KEYS if key in given}
     if isinstance(kind, Mapping):
-        kind, given = kind.get("kind"), {**{k: v for k, v in kind.items() if k != "kind"}, **given}
+        spec = dict(kind)
+        kind = spec.pop("kind", None)
+        given = {**spec, **given}
     data = policy.to_dict()
     data["train"] = train
     data["adapter"] = policy.adapter.override(kind, **given).model_dump()

@@ -93,7 +93,7 @@ class Policy(Strict):
     when: str = Field("", description="when to use it, in a line")
     source: str = Field("", description="where the recipe comes from")
     select: tuple[Selection, ...] = Field((), description="later selections win over earlier ones")
-    adapter: AdapterSpec = Field(default_factory=AdapterSpec)
+    adapter: AdapterSpec = AdapterSpec()
     train: Words = Field((), description="head, norms, biases, embeddings, or globs on parameters")
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ def load_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], i
             "a policy file holds no mapping", where=str(path),
             why=f"its top level is {type(data).__name__}", remedy="start with 'name: my-policy'",
         )  # fmt: skip
-    return data, {path: line for path, line in _lines(node, ())}
+    return data, dict(_lines(node, ()))
 
 
 def build(
@@ -81,7 +81,7 @@ def _read(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: anchors and aliases are refused")
+            raise yaml.YAMLError(f"anchors and aliases are refused, found one{event.start_mark}")
     return text
 
 
@@ -92,7 +92,11 @@ def _lines(
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield (*path, key.value), key.start_mark.line + 1
-            yield from ((p, line) for p, line in _lines(value, (*path, key.value)) if p != (*path, key.value))
+            yield from (
+                (p, line)
+                for p, line in _lines(value, (*path, key.value))
+                if p != (*path, key.value)
+            )
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             yield from _lines(value, (*path, index))
@@ -108,7 +112,10 @@ def _finding(
     word = place[-1] if item["type"] == "extra_forbidden" else item.get("input")
     near = nearest(word, _KEYS - {word}) if isinstance(word, str) else None
     message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
-    return f"{prefix}{label}: {message}", f"did you mean {near!r} instead of {word!r}?" if near else None
+    return (
+        f"{prefix}{label}: {message}",
+        f"did you mean {near!r} instead of {word!r}?" if near else None,
+    )
 
 
 def _one_line(error: BaseException) -> str:

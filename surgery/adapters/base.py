@@ -101,9 +101,7 @@ class Adapter(nn.Module, ABC):
         return f"{self.in_features} -> {self.out_features}, rank={self.rank}"
 
 
-def _check(
-    in_features: int, out_features: int, rank: int, scaling: str, dropout: float
-) -> None:
+def _check(in_features: int, out_features: int, rank: int, scaling: str, dropout: float) -> None:
     limit = min(in_features, out_features)
     if not 1 <= rank <= limit:
         raise PlanError(

@@ -12,4 +12,6 @@ def orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> T
     Fixing the signs of R's diagonal makes the QR of a Gaussian matrix uniform (Mezzadri, 2007).
     """
     q, r = torch.linalg.qr(torch.randn(rows, columns, generator=generator))
-    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+    signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
+    oriented: Tensor = q * signs
+    return oriented

@@ -59,7 +59,7 @@ class SymLoRA(Adapter):
     @torch.no_grad()
     def start(self, weight: Tensor, generator: torch.Generator | None = None) -> None:
         """l = 0, Q orthonormal; the weight is not looked at."""
-        self.Q.copy_(orthonormal(*self.Q.shape, generator))
+        self.Q.copy_(orthonormal(self.Q.shape[0], self.rank, generator))
         self.l.zero_()
 
     def eigenvalues(self) -> Tensor:

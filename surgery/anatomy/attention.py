@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import fx
 
-from surgery.anatomy.flow import ACTIVATIONS, MOVES, PRODUCTS, SCALES, Flow, adds
+from surgery.anatomy.flow import Flow, adds
 from surgery.anatomy.graph import module_path, op_name, shape_of
 from surgery.anatomy.linears import LinearRead
+from surgery.anatomy.operators import ACTIVATIONS, MOVES, PRODUCTS, SCALES
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,9 @@ class NoMatch:
 class AttentionPattern(Protocol):
     """Recognises one way of computing attention."""
 
-    ops: ClassVar[frozenset[str]]
+    @property
+    def ops(self) -> frozenset[str]:
+        """Names of the operators that may start a match."""
 
     def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
         """Return the attention computed at ``node``, or the reason why there is none."""
@@ -58,6 +61,7 @@ class ScaledDotProduct:
     ops = frozenset({"scaled_dot_product_attention"})
 
     def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
+        """See :class:`AttentionPattern`."""
         operands = [*node.args[:3]]
         operands += [node.kwargs[k] for k in ("query", "key", "value")[len(operands) :]]
         query, key, value = operands
@@ -72,6 +76,7 @@ class SoftmaxBetweenProducts:
     ops = frozenset({"softmax", "_softmax", "_safe_softmax"})
 
     def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
+        """See :class:`AttentionPattern`."""
         scores, mixed_before = _scores_behind(node, flow)
         if not scores:
             return NoMatch("no product of two activations behind the softmax")
@@ -82,7 +87,9 @@ class SoftmaxBetweenProducts:
         sides = _sides(scores[0], node)
         if sides is None:
             return NoMatch(f"operands of {scores[0].name} are not nodes", attention_like=True)
-        notes = ["talking heads: scores are mixed across heads"] if mixed_before or mixed_after else []
+        notes = (
+            ["talking heads: scores are mixed across heads"] if mixed_before or mixed_after else []
+        )
         if len(scores) > 1:
             notes.append(f"{len(scores)} products are summed into the scores; the first is read")
         return Core("softmax", node, *sides, value, result, tuple(notes))
@@ -172,7 +179,11 @@ def _belongs_elsewhere(read: LinearRead, output: frozenset[LinearRead], flow: Fl
 
 def _output_reads(core: Core, flow: Flow) -> frozenset[LinearRead]:
     """The first linear reads after the result, not crossing a sum with another branch."""
-    own = flow.origins(core.query).reads | flow.origins(core.key).reads | flow.origins(core.value).reads
+    own = (
+        flow.origins(core.query).reads
+        | flow.origins(core.key).reads
+        | flow.origins(core.value).reads
+    )
     found: set[LinearRead] = set()
     seen, stack = {core.result}, [core.result]
     while stack:
@@ -219,8 +230,12 @@ def _is_product(node: fx.Node, flow: Flow) -> bool:
 
 def _operands(node: fx.Node) -> list[fx.Node]:
     name = op_name(node)
-    args = node.args[1] if name == "einsum" else node.args[1:3] if name == "baddbmm" else node.args[:2]
-    return [arg for arg in args if isinstance(arg, fx.Node)] if isinstance(args, list | tuple) else []
+    args = (
+        node.args[1] if name == "einsum" else node.args[1:3] if name == "baddbmm" else node.args[:2]
+    )
+    return (
+        [arg for arg in args if isinstance(arg, fx.Node)] if isinstance(args, list | tuple) else []
+    )
 
 
 def _scores_behind(softmax: fx.Node, flow: Flow) -> tuple[list[fx.Node], bool]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from surgery.anatomy.flow import ACTIVATIONS, MOVES, SCALES, Flow
+from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name
 from surgery.anatomy.linears import LinearRead
+from surgery.anatomy.operators import ACTIVATIONS, MOVES, SCALES
 from surgery.anatomy.provenance import rows_reaching
 from surgery.anatomy.types import Rows
 

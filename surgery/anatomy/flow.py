@@ -9,45 +9,14 @@ from torch import fx
 
 from surgery.anatomy.graph import Graph, op_name, shape_of
 from surgery.anatomy.linears import LinearRead, LinearReader
-
-MOVES = frozenset(
-    "view reshape _unsafe_view view_as reshape_as permute transpose t numpy_T mT swapaxes movedim "
-    "contiguous clone expand expand_as repeat repeat_interleave squeeze unsqueeze flatten unflatten "
-    "split split_with_sizes chunk tensor_split unbind getitem select slice narrow alias detach to "
-    "_to_copy type_as roll pad constant_pad_nd cat concat stack index index_select gather flip "
-    "unfold dropout feature_dropout alias_copy view_as_complex view_as_real _conj resolve_conj "
-    "tile diagonal masked_select index_put scatter copy slice_scatter select_scatter "
-    "broadcast_to rot90 im2col col2im pixel_shuffle pixel_unshuffle _autocast_to_full_precision "
-    "_autocast_to_reduced_precision".split()
+from surgery.anatomy.operators import (
+    ACTIVATIONS,
+    ADDITIONS,
+    FACTORIES,
+    MODULATIONS,
+    MOVES,
+    SCALES,
 )
-"""Operators that move values between places without mixing channels."""
-
-SCALES = frozenset(
-    "mul div neg add sub pow mean sum rsqrt sqrt square abs linalg_vector_norm norm clamp clamp_min "
-    "clamp_max rms_norm layer_norm native_layer_norm group_norm batch_norm _native_batch_norm_legit "
-    "_native_batch_norm_legit_no_training instance_norm var var_mean reciprocal addcmul where "
-    "masked_fill l1_norm frobenius_norm maximum minimum lerp rsub true_divide multiply nan_to_num "
-    "avg_pool1d avg_pool2d max_pool1d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d "
-    "upsample_bilinear2d upsample_nearest2d upsample_bicubic2d std".split()
-)
-"""Scaling, shifting, normalising and pooling: a projection is still recognisable behind them."""
-
-ACTIVATIONS = frozenset(
-    "gelu relu relu6 silu mish hardswish hardsigmoid sigmoid tanh leaky_relu elu selu celu softplus "
-    "erf exp glu threshold hardtanh prelu rrelu log_sigmoid softsign clamp_min logsigmoid "
-    "hardshrink square".split()
-)
-"""Elementwise nonlinearities."""
-
-PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "mm"})
-"""Products of two tensors; those with a weight on one side are linear reads."""
-
-_FACTORIES = frozenset(
-    "new_empty new_zeros new_ones new_full empty_like zeros_like ones_like full_like".split()
-)
-
-_ADDITIONS = frozenset({"add", "sub", "rsub", "lerp", "cat", "concat", "stack", "where"})
-_MODULATIONS = frozenset({"mul", "div", "multiply", "true_divide"})
 
 
 @dataclass(frozen=True)
@@ -102,7 +71,7 @@ class Flow:
         if not self._is_passage(node, through_activations):
             return []
         sources = [source for source in node.all_input_nodes if source in self.active]
-        return [source for source in sources if op_name(source) not in _FACTORIES]
+        return [source for source in sources if op_name(source) not in FACTORIES]
 
     def _is_passage(self, node: fx.Node, through_activations: bool) -> bool:
         if node.op != "call_function" or node in self.reader.by_node:
@@ -122,7 +91,7 @@ class Flow:
             self._origins[source, through_activations]
             for source in self._followed(node, through_activations)
         ]
-        if op_name(node) in _MODULATIONS and any(part.reads for part in parts):
+        if op_name(node) in MODULATIONS and any(part.reads for part in parts):
             parts = [part for part in parts if part.reads]
         return _union(parts)
 
@@ -171,7 +140,7 @@ def is_depthwise(node: fx.Node) -> bool:
 
 def adds(node: fx.Node) -> bool:
     """Whether the node joins values as summands or neighbours (and so may close a residual branch)."""
-    return op_name(node) in _ADDITIONS
+    return op_name(node) in ADDITIONS
 
 
 def _union(parts: Iterable[Origins]) -> Origins:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -23,13 +24,14 @@ def op_name(node: fx.Node) -> str:
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Shape of a node's value, at the sizes it was captured at; empty for anything that is no tensor."""
-    value = node.meta.get("val")
+    value: Any = node.meta.get("val")
     return tuple(size_of(size) for size in value.shape) if isinstance(value, Tensor) else ()
 
 
 def size_of(size: int | torch.SymInt) -> int:
     """The size a dimension was captured at. ``int()`` would make a dynamic one a constant for good."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    hint: Any = size if isinstance(size, int) else size.node.hint
+    return int(hint)
 
 
 def module_path(node: fx.Node) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import fx, nn
 
@@ -69,7 +69,9 @@ class LinearRead:
 class LinearPattern(Protocol):
     """Recognises one way of writing a linear projection."""
 
-    ops: ClassVar[frozenset[str]]
+    @property
+    def ops(self) -> frozenset[str]:
+        """Names of the operators that may match."""
 
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
         """Return the read, or None when the node is something else."""
@@ -81,6 +83,7 @@ class LinearCall:
     ops = frozenset({"linear"})
 
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        """See :class:`LinearPattern`."""
         x, weight, *bias = node.args
         view = reader.weight(weight)
         if view is None or len(view.shape) != 2:
@@ -94,6 +97,7 @@ class AddmmCall:
     ops = frozenset({"addmm"})
 
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        """See :class:`LinearPattern`."""
         bias, x, weight = node.args[:3]
         view = reader.weight(weight)
         if view is None:
@@ -107,6 +111,7 @@ class MatmulCall:
     ops = frozenset({"matmul", "mm"})
 
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        """See :class:`LinearPattern`."""
         x, weight = node.args[:2]
         view = reader.weight(weight)
         if view is None or len(view.shape) != 2:
@@ -120,6 +125,7 @@ class PointwiseConv:
     ops = frozenset({"conv1d", "conv2d"})
 
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
+        """See :class:`LinearPattern`."""
         x, weight = node.args[:2]
         view = reader.weight(weight)
         if view is None or view.transposed:
@@ -187,9 +193,12 @@ class LinearReader:
         if op in _TRANSPOSES or (op in {"transpose", "permute"} and len(view.shape) == 2):
             swapped = shape_of(node) == view.shape[::-1]
             shape = shape_of(node)
-            return WeightView(view.name, shape, not view.transposed, view.start) if swapped else None
+            return (
+                WeightView(view.name, shape, not view.transposed, view.start) if swapped else None
+            )
         if op == "slice" and _dim(node) == 0 and not view.transposed:
-            start = int(node.args[2] or 0) if len(node.args) > 2 else 0  # type: ignore[call-overload]
+            start = node.args[2] if len(node.args) > 2 else 0
+            start = start if isinstance(start, int) else 0
             return WeightView(view.name, shape_of(node), False, view.start + start)
         return None
 
@@ -246,7 +255,17 @@ class LinearReader:
         access = Access.MODULE if called else Access.PARAMETER
         bias_node = bias if isinstance(bias, fx.Node) else None
         return LinearRead(
-            node, x, name, layout, *features, total, view.start, channel_dim, bias_node, access, ties
+            node,
+            x,
+            name,
+            layout,
+            *features,
+            total,
+            view.start,
+            channel_dim,
+            bias_node,
+            access,
+            ties,
         )
 
     def _owner(self, node: fx.Node, name: str) -> tuple[str, tuple[str, ...]]:

@@ -19,9 +19,11 @@ from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.types import Rows
 
 _KEEPS_ALL_CHANNELS = frozenset(
-    "view reshape _unsafe_view permute transpose contiguous clone dropout alias detach to _to_copy "
-    "unsqueeze squeeze flatten unflatten expand repeat_interleave mul div neg roll pad "
-    "constant_pad_nd layer_norm rms_norm view_as reshape_as mean rsqrt pow".split()
+    """
+    _to_copy _unsafe_view alias clone constant_pad_nd contiguous detach div dropout expand
+    flatten layer_norm mean mul neg pad permute pow repeat_interleave reshape reshape_as
+    rms_norm roll rsqrt squeeze to transpose unflatten unsqueeze view view_as
+    """.split()  # noqa: SIM905
 )
 
 
@@ -93,8 +95,8 @@ class _Probe:
         return (grad != 0).any(dim=others).nonzero().flatten().tolist() if others else []
 
     def _run(self, node: fx.Node) -> Any:
-        args = fx.node.map_arg(node.args, self._value)
-        kwargs = fx.node.map_arg(dict(node.kwargs), self._value)
+        args: Any = fx.node.map_arg(node.args, self._value)
+        kwargs: Any = fx.node.map_arg(dict(node.kwargs), self._value)
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
         if op_name(node) in {"to", "_to_copy"}:
@@ -134,5 +136,3 @@ class _Probe:
     def _benign(self, shape: tuple[int, ...]) -> Tensor:
         """Values in [0.5, 1.5]: no zero, no sign change, nothing that a norm could blow up."""
         return torch.rand(shape, generator=self.generator) + 0.5
-
-

@@ -78,7 +78,8 @@ class Reading:
         """The reading as plain data."""
         sites = self._sites()
         feed_forward = self._feed_forward()
-        placed = {p.weight_name for group in (*sites, *feed_forward) for p in group.projections}
+        groups: tuple[AttentionSite | FeedForward, ...] = (*sites, *feed_forward)
+        placed = {p.weight_name for group in groups for p in group.projections}
         others = dict.fromkeys(self._other(r) for r in self.others if r.weight not in placed)
         kind = type(self.model)
         return Anatomy(

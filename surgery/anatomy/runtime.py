@@ -46,7 +46,7 @@ class AttentionWatch(TorchFunctionMode):
     """Records every attention that runs inside the context.
 
     Args:
-        stop_after: Raise :class:`Enough` once this many events were seen; None sees them all.
+        stop_after: Raise :class:`EnoughSeen` once this many events were seen; None sees them all.
     """
 
     stop_after: int | None = None
@@ -109,7 +109,7 @@ class AttentionWatch(TorchFunctionMode):
         copies = (t.detach().clone() for t in (query, key, value))
         self.events.append(Event(kind, *copies))
         if self.stop_after is not None and len(self.events) >= self.stop_after:
-            raise Enough
+            raise EnoughSeen
 
     def _trace(self, tensor: Tensor) -> _Trace | None:
         reference, trace = self._traces.get(id(tensor), (None, None))
@@ -119,7 +119,7 @@ class AttentionWatch(TorchFunctionMode):
         self._traces[id(tensor)] = (weakref.ref(tensor), trace)
 
 
-class Enough(Exception):
+class EnoughSeen(Exception):  # noqa: N818 - it is a signal, not an error
     """Raised inside a forward to end it early."""
 
 
@@ -131,7 +131,7 @@ def watch(call: Callable[[], object], stop_after: int | None = None) -> list[Eve
     try:
         with torch.no_grad(), watcher:
             call()
-    except Enough:
+    except EnoughSeen:
         pass
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

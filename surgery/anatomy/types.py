@@ -158,7 +158,7 @@ class Anatomy:
     @property
     def projections(self) -> tuple[Projection, ...]:
         """Every projection once, attention first, then feed-forward, then the rest."""
-        groups = (*self.sites, *self.feed_forward)
+        groups: tuple[AttentionSite | FeedForward, ...] = (*self.sites, *self.feed_forward)
         everything = [p for group in groups for p in group.projections]
         return tuple(dict.fromkeys((*everything, *self.others)))
 

@@ -128,9 +128,7 @@ class _Experiment:
         sites = self.anatomy.sites
         read = sum(site.calls for site in sites)
         findings = [
-            self._finding(site, projection)
-            for site in sites
-            for projection in site.projections
+            self._finding(site, projection) for site in sites for projection in site.projections
         ]
         return Verification(len(self.baseline), read, tuple(findings))
 
@@ -155,7 +153,9 @@ def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
     owner = model.get_submodule(projection.module)
     weight = getattr(owner, projection.parameter)
     kept = weight.detach().clone()
-    channels = torch.tensor([c for run in projection.rows for c in range(*run)], device=weight.device)
+    channels = torch.tensor(
+        [c for run in projection.rows for c in range(*run)], device=weight.device
+    )
     dim = 1 if projection.layout is Layout.IN_OUT else 0
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -74,10 +74,8 @@ def test_rows_are_the_truth_however_the_attention_is_written(layout: str, way: s
     model, inputs = Interleaved(layout, way), torch.randn(2, 5, 16)
     (site,) = surgery.read(model, inputs).sites
     numbers = torch.arange(48)
-    if layout == "thirds":
-        truth = numbers.view(3, 16)
-    else:
-        truth = numbers.view(2, 3, 8).transpose(0, 1).reshape(3, 16)
+    per_head = numbers.view(2, 3, 8).transpose(0, 1).reshape(3, 16)
+    truth = numbers.view(3, 16) if layout == "thirds" else per_head
     for role, expected in zip((Role.QUERY, Role.KEY, Role.VALUE), truth, strict=True):
         (found,) = site.role(role)
         assert rows_of(found) == sorted(expected.tolist())

@@ -1,0 +1,104 @@
+"""Verification proves true anatomies and refutes false ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import transformers
+from torch import nn
+
+import surgery
+from policies.roles import Role
+from surgery.errors import AnatomyError
+
+TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 99,
+}
+
+
+def models() -> dict[str, tuple[nn.Module, object]]:
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    return {
+        "vit": (timm.create_model("vit_tiny_patch16_224", **small), None),
+        "beit": (timm.create_model("beit_base_patch16_224", **small), None),
+        "cait": (timm.create_model("cait_xxs24_224", **small), None),
+        "xcit": (timm.create_model("xcit_nano_12_p16_224", **small), None),
+        "levit": (timm.create_model("levit_128s"), None),
+        "bert": (transformers.BertModel(transformers.BertConfig(**TEXT)), None),
+        "gpt_neox": (transformers.GPTNeoXModel(transformers.GPTNeoXConfig(**TEXT)), None),
+        "t5": (
+            transformers.T5Model(
+                transformers.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=99)
+            ),
+            None,
+        ),
+        "albert": (
+            transformers.AlbertModel(transformers.AlbertConfig(**TEXT, embedding_size=16)),
+            None,
+        ),
+        "encoder": (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), torch.randn(2, 5, 16)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(models()))
+def test_every_claim_is_seen_to_hold(name: str) -> None:
+    model, inputs = models()[name]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    anatomy = surgery.read(model, inputs)
+    outcome = surgery.verify(model, anatomy, inputs)
+    assert outcome.findings and outcome.proved, outcome.to_dict()
+    assert outcome.run == sum(site.calls for site in anatomy.sites)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), f"verification changed {key}"
+
+
+def swapped(anatomy: surgery.Anatomy, first: Role, second: Role) -> surgery.Anatomy:
+    """The same anatomy with two roles of the first site exchanged."""
+    exchange = {first: second, second: first}
+    site = anatomy.sites[0]
+    projections = tuple(replace(p, role=exchange.get(p.role, p.role)) for p in site.projections)
+    return replace(anatomy, sites=(replace(site, projections=projections), *anatomy.sites[1:]))
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [(Role.QUERY, Role.KEY), (Role.KEY, Role.VALUE), (Role.VALUE, Role.ATTENTION_OUTPUT)],
+)
+def test_a_false_claim_is_refuted(roles: tuple[Role, Role]) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=32, num_heads=2)
+    wrong = swapped(surgery.read(model), *roles)
+    outcome = surgery.verify(model, wrong)
+    assert not outcome.proved
+    assert {f.projection.role for f in outcome.refuted} == set(roles)
+
+
+def test_rows_of_another_role_are_refuted() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=32, num_heads=2)
+    anatomy = surgery.read(model)
+    site = anatomy.sites[0]
+    query = replace(site.role(Role.QUERY)[0], rows=((0, 33, 1),))
+    wrong = replace(anatomy, sites=(replace(site, projections=(query,)),))
+    (finding,) = surgery.verify(model, wrong).refuted
+    assert finding.moved == ("query", "key")
+
+
+def test_an_attention_that_was_not_read_is_noticed() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=32, num_heads=2)
+    anatomy = surgery.read(model)
+    partial = replace(anatomy, sites=anatomy.sites[:1])
+    outcome = surgery.verify(model, partial)
+    assert (outcome.run, outcome.read, outcome.proved) == (2, 1, False)
+
+
+def test_a_meta_model_is_refused() -> None:
+    with torch.device("meta"):
+        model = transformers.BertModel(transformers.BertConfig(**TEXT))
+    with pytest.raises(AnatomyError, match="meta"):
+        surgery.verify(model, surgery.read(model))
