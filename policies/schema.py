@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from policies import depth as depths
+from policies.errors import PolicyError
 from policies.roles import Role
 
 TRAIN_WORDS = ("head", "norms", "biases", "embeddings")
@@ -70,7 +71,10 @@ class Selection(Strict):
     @field_validator("depth")
     @classmethod
     def _readable(cls, value: str | int) -> str | int:
-        depths.parse(value)
+        try:
+            depths.parse(value)
+        except PolicyError as error:
+            raise ValueError(f"{error.what}; {error.remedy}") from error
         return value
 
     @model_validator(mode="after")
