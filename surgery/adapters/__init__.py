@@ -5,8 +5,10 @@ from __future__ import annotations
 from surgery.adapters.base import Adapter
 from surgery.adapters.frozen_a import FrozenA
 from surgery.adapters.lora import LoRA
+from surgery.adapters.pissa import PiSSA
+from surgery.adapters.recompose import Recomposed
 from surgery.adapters.registry import check_options, get, names, options_of, register
-from surgery.adapters.srlora import PiSSA, SRLoRA
+from surgery.adapters.srlora import SRLoRA
 from surgery.adapters.symlora import SymLoRA
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "FrozenA",
     "LoRA",
     "PiSSA",
+    "Recomposed",
     "SRLoRA",
     "SymLoRA",
     "check_options",

@@ -38,7 +38,7 @@ class Adapter(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
-    carries_base: ClassVar[bool] = False
+    carries_base: bool = False
     """Whether the factors hold a share of the pretrained weight (no weight decay, no dropout)."""
 
     def __init__(
@@ -67,6 +67,15 @@ class Adapter(nn.Module, ABC):
         Args:
             weight: The rows of this projection of the original weight, (out, in), float32.
             generator: Source of randomness, on the CPU; None uses the global one.
+        """
+
+    def read_base(self, weight: Tensor) -> None:
+        """Recompute what hangs on the original weight and is not in the state dict; mostly nothing.
+
+        Whoever loads a state dict into a new adapter instead of starting it calls this first.
+
+        Args:
+            weight: As for :meth:`start`.
         """
 
     @abstractmethod

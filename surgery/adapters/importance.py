@@ -43,7 +43,7 @@ class Importance(nn.Module):
     @torch.no_grad()
     def observe(self, weight: Tensor, gradient: Tensor) -> None:
         """Take in one optimizer step's gradient, unscaled, before the step."""
-        sensitivity = (weight * gradient).abs_().float()
+        sensitivity = (weight.float() * gradient.float()).abs_()
         self.mean.lerp_(sensitivity, 1 - self.beta1)
         self.uncertainty.lerp_(sensitivity.sub_(self.mean).abs_(), 1 - self.beta2)
 

@@ -55,13 +55,17 @@ def get(kind: str) -> type[Adapter]:
 
 
 def options_of(kind: str) -> tuple[str, ...]:
-    """The hyper-parameters that adapters of ``kind`` take."""
+    """The hyper-parameters that adapters of ``kind`` take: those of its class, and, as long as it hands
+    further ones on (``**options``), those of the class it extends."""
     found: dict[str, None] = {}
     for cls in get(kind).__mro__:
-        if issubclass(cls, Adapter) and "__init__" in vars(cls):
-            for name, parameter in inspect.signature(cls).parameters.items():
-                if name not in _RESERVED and parameter.kind is not parameter.VAR_KEYWORD:
-                    found[name] = None
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls).parameters.values()
+        named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        found |= dict.fromkeys(name for name in named if name not in _RESERVED)
+        if len(named) == len(parameters):
+            break
     return tuple(found)
 
 
