@@ -1,4 +1,4 @@
-"""The adapter file: safetensors with a plan and fingerprints in its metadata. Nothing is ever unpickled."""
+"""The adapter file: safetensors, with the plan and fingerprints of the base in its metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, PolicyError
 from surgery.operations.plan import Operation, Plan
 
 FORMAT = "model-surgery adapter"
@@ -97,16 +97,13 @@ def read_file(path: str | os.PathLike[str]) -> AdapterFile:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        missing = isinstance(error, FileNotFoundError)
         raise CheckpointError(
-            "there is no such adapter file" if missing else "the adapter file cannot be read",
+            "the adapter file cannot be read",
             where=str(path),
-            why=None if missing else f"{type(error).__name__}: {error}",
-            remedy="check the path"
-            if missing
-            else "copy it again: it is truncated, or no safetensors",
+            why=f"{type(error).__name__}: {error}",
+            remedy="check the path; a file that is there is truncated, or no safetensors",
         ) from error
     return _parse(path, metadata, tensors)
 
@@ -125,7 +122,7 @@ def _parse(path: Path, metadata: dict[str, str], tensors: Tensors) -> AdapterFil
         base = tuple(str(entry) for entry in json.loads(metadata["base"]))
         if len(base) != len(plan.operations):
             raise ValueError(f"{len(base)} fingerprints for {len(plan.operations)} adapters")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, PolicyError) as error:
         raise CheckpointError(
             "the adapter file's metadata is broken",
             where=str(path),

@@ -1,12 +1,12 @@
-"""The class swap: an adapted module keeps its identity, its weight and its keys, and gains adapters.
+"""The class swap: an adapted module keeps its identity, weight and keys, and gains adapters.
 
-``module.__class__`` becomes a subclass of what it was, so ``isinstance(module, nn.Linear)`` stays true, the
-weight stays in ``module._parameters`` under its name, and the adapters are children of the module.
+``module.__class__`` becomes a subclass of what it was, so ``isinstance(module, nn.Linear)`` stays
+true, the weight stays in ``module._parameters`` under its name, and the adapters are children of
+the module.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -26,12 +26,12 @@ class Adapted(nn.Module):
 
     Attributes:
         plain_class: What the module was, and is again after ``fold`` or ``undo``.
-        composed_names: Weights that are read without the module; reading them gives base + delta.
-        adapters: ``nn.ModuleDict`` of one ``Graft`` per weight, by parameter name.
+        composed: Names of the weights that anybody may read; reading gives base + delta.
+        adapters: One ``Graft`` per weight, by parameter name.
     """
 
     plain_class: ClassVar[type[nn.Module]]
-    composed_names: ClassVar[frozenset[str]]
+    composed: ClassVar[frozenset[str]]
     adapters: nn.ModuleDict
 
     def grafts(self) -> Iterator[tuple[str, Graft]]:
@@ -48,13 +48,12 @@ class Adapted(nn.Module):
 
     def original(self, name: str) -> Tensor:
         """The weight as it was before the operation; on the CPU if an adapter corrects it."""
-        graft = self.adapters[name]
-        assert isinstance(graft, Graft)
-        return self.base(name) if graft.original is None else graft.original
+        kept = dict(self.grafts())[name].original
+        return self.base(name).detach() if kept is None else kept
 
     @torch.no_grad()
     def refresh_base(self) -> None:
-        """Recompute each corrected weight as round(original + corrections): one rounding, no error builds up."""
+        """Recompute corrected weights as round(original + corrections), so no error builds up."""
         for name, graft in self.grafts():
             weight = self.base(name)
             corrected = graft.corrected(weight.dtype, weight.device)
@@ -62,7 +61,7 @@ class Adapted(nn.Module):
                 weight.copy_(corrected)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Write the original weight under the original key: the base checkpoint of an adapted model.
+        """Write the original weight under the original key: what the base checkpoint holds.
 
         With ``keep_vars`` the caller (torch.export, for one) wants the live parameters themselves.
         """
@@ -75,7 +74,7 @@ class Adapted(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
     ) -> None:
-        """Take an incoming weight as the new original; ``_after_load`` then corrects the live one."""
+        """Take an incoming weight as the new original; ``_after_load`` corrects the live one."""
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
         for name, graft in self.grafts():
             incoming = state_dict.get(prefix + name)
@@ -84,10 +83,10 @@ class Adapted(nn.Module):
                 graft.original = self.base(name).detach().to("cpu", copy=True)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle and deepcopy rebuild the cached subclass, which no import can find."""
-        _, _, *state = super().__reduce_ex__(protocol)
-        key = (self.plain_class, self.composed_names, isinstance(self, AdaptedForward))
-        return (_rebuild, key, *state)
+        """Pickle and deepcopy rebuild the subclass, which no import can find."""
+        reduced = super().__reduce_ex__(protocol)
+        key = (self.plain_class, self.composed, isinstance(self, AdaptedForward))
+        return (_rebuild, key, *reduced[2:])
 
 
 class AdaptedForward(Adapted):
@@ -95,9 +94,9 @@ class AdaptedForward(Adapted):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The plain module's output plus the adapters' deltas, in the output's dtype."""
-        output: Tensor = super().forward(input, *args, **kwargs)
-        for name, graft in self.adapters.items():
-            if name not in self.composed_names:
+        output: Tensor = self.plain_class.forward(self, input, *args, **kwargs)
+        for name, graft in self.grafts():
+            if name not in self.composed:
                 output = output + graft.output_delta(input, self).to(output.dtype)
         return output
 
@@ -110,17 +109,18 @@ def dress(module: nn.Module, grafts: dict[str, Graft]) -> Adapted:
     module.__class__ = adapted_class(type(module), composed, len(composed) < len(grafts))
     module.add_module(CHILD, children)
     assert isinstance(module, Adapted)
-    module.register_load_state_dict_post_hook(_after_load)
+    hooks: Any = module
+    hooks.register_load_state_dict_post_hook(_after_load)
     return module
 
 
 def strip(module: Adapted) -> None:
-    """Give the module its plain class back and take the adapters out. Weights are left as they are."""
+    """Give the module its plain class back and take the adapters out; weights are left alone."""
     hooks = module._load_state_dict_post_hooks
     for key in [key for key, hook in hooks.items() if hook is _after_load]:
         del hooks[key]
     module._modules.pop(CHILD, None)
-    module.__class__ = module.plain_class
+    module.__class__ = module.plain_class  # type: ignore[assignment]
 
 
 def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
@@ -138,20 +138,30 @@ def adapters_of(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
                 yield ".".join(filter(None, (path, CHILD, name, slot))), adapter
 
 
-@functools.cache
+_CLASSES: dict[tuple[type[nn.Module], frozenset[str], bool], type[Adapted]] = {}
+
+
 def adapted_class(
     plain: type[nn.Module], composed: frozenset[str], through_forward: bool
 ) -> type[Adapted]:
-    """The subclass of ``plain`` that carries adapters; one object per combination."""
-    mixin = AdaptedForward if through_forward else Adapted
-    names: dict[str, Any] = {name: _composed_property(name) for name in composed}
-    names |= {"plain_class": plain, "composed_names": composed, "__module__": plain.__module__}
-    return type(plain)(f"Adapted{plain.__name__}", (mixin, plain), names)
+    """The subclass of ``plain`` that carries adapters; one class for each combination."""
+    key = plain, composed, through_forward
+    if key not in _CLASSES:
+        names: dict[str, Any] = {name: _composed_property(name) for name in composed}
+        names |= {"plain_class": plain, "composed": composed, "__module__": plain.__module__}
+        mixin = AdaptedForward if through_forward else Adapted
+        metaclass: Any = type(plain)
+        _CLASSES[key] = metaclass(f"Adapted{plain.__name__}", (mixin, plain), names)
+    return _CLASSES[key]
 
 
 def _composed_property(name: str) -> property:
     def read(self: Adapted) -> Tensor:
-        return self.adapters[name].composed(self._parameters[name])
+        try:
+            return dict(self.grafts())[name].composed(self.base(name))
+        except AttributeError as error:
+            # nn.Module would answer an AttributeError with the bare weight, and nobody would know.
+            raise RuntimeError(f"the adapters of {name} cannot be read: {error}") from error
 
     return property(read, doc=f"The base {name} plus the adapters' deltas.")
 
@@ -162,5 +172,5 @@ def _rebuild(plain: type[nn.Module], composed: frozenset[str], through_forward: 
 
 
 def _after_load(module: nn.Module, incompatible_keys: Any) -> None:
-    assert isinstance(module, Adapted)
-    module.refresh_base()
+    if isinstance(module, Adapted):
+        module.refresh_base()

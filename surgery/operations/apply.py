@@ -13,7 +13,7 @@ from surgery.anatomy.types import Anatomy
 from surgery.errors import PlanError, StateError
 from surgery.operations import planner
 from surgery.operations.adapted import dress
-from surgery.operations.checks import check_projection, owner_of
+from surgery.operations.checks import check_projection, owner_of, weight_of
 from surgery.operations.graft import Graft
 from surgery.operations.make import Start, make_adapter
 from surgery.operations.plan import Operation, Plan
@@ -36,7 +36,8 @@ def apply(
 ) -> Model:
     """Put adapters on a model in place; afterwards only they, and what the policy adds, train.
 
-    Adapters are fp32 and live on the device of their weight. If anything fails, the model is as it was.
+    Adapters are fp32 and live on the device of their weight. If anything fails, the model is as it
+    was.
 
     Args:
         model: A plain model.
@@ -45,7 +46,8 @@ def apply(
         anatomy: What ``surgery.read`` gave, if it was read before.
         example_inputs: For the reading, if the model does not tell its inputs itself.
         seed: Makes the factors reproducible and leaves torch's global random state alone.
-        **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``train=``, adapter options.
+        **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``train=``,
+            adapter options.
 
     Returns:
         The same model.
@@ -118,9 +120,7 @@ def _build(model: nn.Module, plan: Plan, start: Start) -> Grafts:
     grafts: Grafts = {}
     for operation in plan.operations:
         p = operation.projection
-        owner = owner_of(model, p)
-        weight = owner._parameters[p.parameter]
-        assert weight is not None
+        owner, weight = owner_of(model, p), weight_of(model, p)
         adapter = make_adapter(operation, weight.device)
         start(operation, adapter, take(as_matrix(weight, p.layout), p.rows).float())
         empty = Graft(p.layout, operation.access, p.weight_out_features)

@@ -1,14 +1,14 @@
-"""The escape hatch: projections found by module type alone, for models whose graph cannot be captured."""
+"""The escape hatch for models whose graph cannot be captured: projections by module type."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from policies.roles import Role
 from policies import Policy
+from policies.roles import Role
 from surgery.anatomy.types import Access, Anatomy, Layout, Projection
 
-NOTE = "the graph could not be captured: nothing proves that these adapters lie on a path to the output"
+NOTE = "the graph could not be captured: nothing proves that these adapters reach the output"
 
 
 def needs_graph(policy: Policy) -> bool:
@@ -19,8 +19,8 @@ def needs_graph(policy: Policy) -> bool:
 def anatomy_by_name(model: nn.Module) -> Anatomy:
     """Every linear layer and 1x1 convolution with role ``other``.
 
-    Access is ``parameter``: without a graph nobody knows who reads a weight, and that one is right for
-    every reader.
+    Access is ``parameter``: without a graph nobody knows who reads a weight, and that one is right
+    for every reader.
     """
     owners: dict[int, dict[int, str]] = {}
     for path, module in model.named_modules():

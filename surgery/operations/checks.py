@@ -32,10 +32,21 @@ def owner_of(model: nn.Module, projection: Projection) -> nn.Module:
             f"{type(model).__name__} has no parameter {projection.weight_name}",
             where=projection.weight_name,
             why="the anatomy or the plan was made for another model, or the weight is parametrised",
-            remedy="make it anew with surgery.read(model) or surgery.plan(model, policy), and remove "
-            "parametrisations (torch.nn.utils.parametrize.remove_parametrizations) first",
+            remedy="call surgery.plan(model, policy) anew; remove parametrisations first "
+            "(torch.nn.utils.parametrize.remove_parametrizations)",
         )
     return owner
+
+
+def weight_of(model: nn.Module, projection: Projection) -> nn.Parameter:
+    """The projection's base weight; also on an adapted model, where reading it gives more.
+
+    Raises:
+        PlanError: As :func:`owner_of`.
+    """
+    weight = owner_of(model, projection)._parameters[projection.parameter]
+    assert weight is not None
+    return weight
 
 
 def check_projection(model: nn.Module, projection: Projection, rank: int) -> None:
@@ -45,9 +56,7 @@ def check_projection(model: nn.Module, projection: Projection, rank: int) -> Non
         PlanError: Ties, dead ends, shapes, dtypes or the rank forbid it; it says which.
     """
     owner = owner_of(model, projection)
-    weight = owner._parameters[projection.parameter]
-    assert weight is not None
-    _check_weight(weight, projection)
+    _check_weight(weight_of(model, projection), projection)
     limit = min(projection.in_features, projection.out_features)
     if projection.tied_to:
         _refuse(
@@ -59,7 +68,7 @@ def check_projection(model: nn.Module, projection: Projection, rank: int) -> Non
         _refuse(
             projection,
             "no path leads from it to an output of the model: the adapter would get no gradient",
-            "leave it out (modules:, depth:), or pass example_inputs= that use this part of the model",
+            "leave it out (modules:, depth:), or pass example_inputs= that use this part",
         )
     if rank > limit:
         _refuse(
@@ -95,8 +104,8 @@ def check_disjoint(chosen: Iterable[Projection]) -> None:
 def access_of(model: nn.Module, sharing: Iterable[Projection]) -> Access:
     """How the adapters on one weight must act, given all projections that share it.
 
-    Through the module only if every reader calls the module, and its forward is the plain product. In
-    all other cases the weight itself is composed, which is right for every reader.
+    Through the module only if every reader calls the module, and its forward is the plain product.
+    In all other cases the weight itself is composed, which is right for every reader.
     """
     group = list(sharing)
     owner = owner_of(model, group[0])

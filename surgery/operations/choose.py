@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
-from policies.roles import Role
 from policies import AdapterSpec, Policy, Selection
-from surgery.anatomy.types import Anatomy, Projection
+from policies.roles import Role
+from surgery.anatomy.types import Anatomy, AttentionSite, Projection
 from surgery.errors import AnatomyError
 
 Chosen = dict[Projection, AdapterSpec]
@@ -25,93 +27,103 @@ def choose(policy: Policy, anatomy: Anatomy, notes: list[str]) -> Chosen:
         notes: Receives what a reader should know.
 
     Raises:
-        AnatomyError: A selection or one of its roles matches nothing, or a role is missing in one block.
+        AnatomyError: A selection, or one of its roles, matches nothing; or a role is missing in
+            one layer of many.
     """
     chosen: Chosen = {}
     for selection in policy.select:
-        layers = selection.layers(anatomy.depth)
-        found = [p for p in anatomy.projections if _selects(selection, layers, p)]
-        if not found:
-            raise _nothing_matched(policy, selection, anatomy)
-        notes += _check_halves(policy, selection, layers, found, anatomy)
-        chosen |= {p: policy.adapter_of(selection) for p in found}
+        asked = Asked(policy, selection, anatomy)
+        notes += asked.halves()
+        chosen |= {projection: policy.adapter_of(selection) for projection in asked.found}
     notes += [f"not placed: {u.what} at {u.where or 'the root'}: {u.why}" for u in anatomy.unplaced]
     return _merge_twins({p: chosen[p] for p in anatomy.projections if p in chosen}, notes)
 
 
-def _selects(selection: Selection, layers: frozenset[int] | None, projection: Projection) -> bool:
-    return (
-        (not selection.roles or projection.role in selection.roles)
-        and (layers is None or projection.layer in layers)
-        and (
-            not selection.modules
-            or any(fnmatchcase(projection.module, g) for g in selection.modules)
+@dataclass(frozen=True)
+class Asked:
+    """One selection of a policy, laid on an anatomy."""
+
+    policy: Policy
+    selection: Selection
+    anatomy: Anatomy
+
+    @cached_property
+    def found(self) -> tuple[Projection, ...]:
+        """What it selects."""
+        return tuple(p for p in self.anatomy.projections if self._selects(p))
+
+    def halves(self) -> Iterator[str]:
+        """Refuse half a match: a role that is nowhere, or missing in one layer of many.
+
+        Yields:
+            Notes on what is missing and may be: gates, and attention outside the layers.
+
+        Raises:
+            AnatomyError: It names the role, the policy, and what the model has.
+        """
+        roles = {projection.role for projection in self.found}
+        missing = [role for role in self.selection.roles if role not in roles]
+        if not self.found:
+            raise self._nothing(self.selection.roles)
+        if set(missing) - {Role.GATE}:
+            raise self._nothing(missing)
+        if missing:
+            yield "mlp.gate: this model has no gated feed-forward"
+        for site in self.anatomy.sites:
+            absent = [role for role in roles & set(_ATTENTION) if not site.role(role)]
+            if absent and self._in_layers(site.layer) and not self.selection.modules:
+                yield self._incomplete(site, min(absent))
+
+    def _selects(self, projection: Projection) -> bool:
+        roles, globs = self.selection.roles, self.selection.modules
+        return (
+            (not roles or projection.role in roles)
+            and self._in_layers(projection.layer)
+            and (not globs or any(fnmatchcase(projection.module, glob) for glob in globs))
         )
-    )
+
+    def _in_layers(self, layer: int | None) -> bool:
+        layers = self.selection.layers(self.anatomy.depth)
+        return layers is None or layer in layers
+
+    def _incomplete(self, site: AttentionSite, role: Role) -> str:
+        reason = "; ".join(site.notes)
+        if site.layer is None:
+            return f"{site.id} ({site.module}) has no {role}: {reason or 'it is not adapted'}"
+        raise AnatomyError(
+            f"policy {self.policy.name!r} asks for {role}, and {site.id} has none",
+            where=site.module,
+            why=reason or "other layers have it, so this one was not understood",
+            remedy=f"leave out {role} (roles=[...]) or the layer (depth=...)",
+        )
+
+    def _nothing(self, roles: tuple[Role, ...] | list[Role]) -> AnatomyError:
+        asked = [str(role) for role in roles] or ["any role"]
+        if self.selection.depth != "all":
+            asked.append(f"at depth {self.selection.depth!r} of {self.anatomy.depth} layers")
+        if self.selection.modules:
+            asked.append(f"in modules {', '.join(self.selection.modules)}")
+        counts = Counter(str(p.role) for p in self.anatomy.projections)
+        have = [f"{role} ({count})" for role, count in counts.items()] or ["no linear projection"]
+        have += [f"and not placed: {u.what}, {u.why}" for u in self.anatomy.unplaced[:3]]
+        model = self.anatomy.model.rpartition(".")[2]
+        return AnatomyError(
+            f"policy {self.policy.name!r} matches nothing in {model}",
+            why=f"it asks for {', '.join(asked)}; the model has {', '.join(have)}",
+            remedy="ask for roles that the model has (roles=[...]) or take another policy; "
+            "print(surgery.read(model)) shows what was found",
+        )
 
 
-def _check_halves(
-    policy: Policy,
-    selection: Selection,
-    layers: frozenset[int] | None,
-    found: Iterable[Projection],
-    anatomy: Anatomy,
-) -> Iterator[str]:
-    """A role that is nowhere, or missing in one block of many, is an error; outside the blocks a note."""
-    missing = [role for role in selection.roles if role not in {p.role for p in found}]
-    for role in missing:
-        if role is not Role.GATE:
-            raise _nothing_matched(policy, selection, anatomy, role)
-        yield "mlp.gate: this model has no gated feed-forward"
-    wanted = {role for role in selection.roles if role.value.startswith("attention.")} - set(
-        missing
-    )
-    for site in anatomy.sites:
-        absent = [role for role in wanted if not site.role(role)]
-        if not absent or selection.modules or (layers is not None and site.layer not in layers):
-            continue
-        if site.layer is not None:
-            raise AnatomyError(
-                f"policy {policy.name!r} asks for {absent[0]}, and {site.id} has none",
-                where=site.module,
-                why="; ".join(site.notes)
-                or "it was found in other layers, so this one was not understood",
-                remedy=f"leave {absent[0]} out (roles=[...]), or the layer (depth=...)",
-            )
-        yield f"{site.id} ({site.module}) has no {absent[0]}: {'; '.join(site.notes) or 'not adapted'}"
-
-
-def _nothing_matched(
-    policy: Policy, selection: Selection, anatomy: Anatomy, role: Role | None = None
-) -> AnatomyError:
-    has = Counter(str(p.role) for p in anatomy.projections)
-    asked = [str(role)] if role else [str(r) for r in selection.roles] or ["any role"]
-    limits = (
-        []
-        if selection.depth == "all"
-        else [f"at depth {selection.depth!r} of {anatomy.depth} layers"]
-    )
-    limits += [f"in modules {', '.join(selection.modules)}"] if selection.modules else []
-    have = ", ".join(f"{name} ({count})" for name, count in has.items()) or "no linear projection"
-    unplaced = "".join(
-        f"; not placed: {u.what} at {u.where}: {u.why}" for u in anatomy.unplaced[:3]
-    )
-    return AnatomyError(
-        f"policy {policy.name!r} matches nothing in {anatomy.model.rpartition('.')[2]}",
-        why=f"it asks for {', '.join([*asked, *limits])}; the model has {have}{unplaced}",
-        remedy="ask for roles the model has (roles=[...]), or take another policy; "
-        "print(surgery.read(model)) shows what was found",
-    )
+_ATTENTION = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)
 
 
 def _merge_twins(chosen: Chosen, notes: list[str]) -> Chosen:
     """One adapter where two roles own the very same rows (keys that are also the values)."""
     seen: dict[object, Projection] = {}
-    for projection in list(chosen):
-        twin = seen.setdefault((projection.weight_name, projection.rows), projection)
-        if twin is not projection:
-            del chosen[projection]
-            notes.append(
-                f"{projection.weight_name} is {twin.role} and {projection.role}: one adapter"
-            )
+    for p in list(chosen):
+        twin = seen.setdefault((p.weight_name, p.rows), p)
+        if twin is not p:
+            del chosen[p]
+            notes.append(f"{p.weight_name} is both {twin.role} and {p.role}: one adapter")
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 
@@ -19,7 +20,7 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 def resolve_train(
     words: Iterable[str], model: nn.Module, anatomy: Anatomy
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Resolve the words ``head``, ``norms``, ``biases``, ``embeddings`` and globs on parameter names.
+    """Resolve ``head``, ``norms``, ``biases``, ``embeddings`` and globs on parameter names.
 
     Returns:
         Parameter names by word, in the model's order, and notes on what was left out.
@@ -38,11 +39,11 @@ def resolve_train(
             notes.append(f"train: {word}: this model has none")
     if "head" in found:
         notes += _vocabulary_notes(anatomy)
-    return found, tuple(notes)
+    return found, (*notes, *_tie_notes(model, {name for own in found.values() for name in own}))
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation: torch's own, or a leaf named so with only vectors to train."""
+    """Whether a module normalises: torch's own, or a leaf named so that owns only vectors."""
     if isinstance(module, _NORMS):
         return True
     own = list(module.parameters(recurse=False))
@@ -51,7 +52,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def predicts_vocabulary(head: Projection, anatomy: Anatomy) -> bool:
-    """Whether a head maps back to the token table: tied to it, or with as many outputs as it has rows."""
+    """Whether a head maps back to the token table: tied to it, or as many outputs as rows."""
     rows = max(anatomy.embeddings, default=0)
     return bool(head.tied_to) or head.out_features == rows
 
@@ -63,8 +64,10 @@ def _head(model: nn.Module, anatomy: Anatomy) -> set[str]:
 
 
 def _head_path(model: nn.Module, head: Projection, anatomy: Anatomy) -> str:
-    """The largest part of the model around the head that holds nothing but linears outside the body, and
-    norms: ``classifier`` for RoBERTa's ``classifier.dense`` and ``classifier.out_proj``."""
+    """The largest part around the head that holds only linears outside the layers, and norms.
+
+    ``classifier`` for RoBERTa's ``classifier.dense`` and ``classifier.out_proj``.
+    """
     loose = {p.weight_name.rpartition(".")[0] for p in anatomy.others if p.layer is None}
     path = head.module
     while (parent := path.rpartition(".")[0]) and _only(model.get_submodule(parent), parent, loose):
@@ -91,9 +94,7 @@ def _embeddings(model: nn.Module, anatomy: Anatomy) -> set[str]:
 
 def _biases(model: nn.Module, anatomy: Anatomy) -> set[str]:
     vectors = (name for name, p in model.named_parameters() if p.ndim == 1)
-    return {
-        n for n in vectors if (last := n.rpartition(".")[2]) == "bias" or last.endswith("_bias")
-    }
+    return {name for name in vectors if name.endswith("bias")}
 
 
 _WORDS: dict[str, Callable[[nn.Module, Anatomy], set[str]]] = {
@@ -124,7 +125,7 @@ def _matching(glob: str, names: list[str]) -> set[str]:
         near = nearest(glob, (*_WORDS, *names))
         raise PlanError(
             f"train: {glob!r} matches no parameter",
-            why=f"it is none of the words {', '.join(_WORDS)}, and no parameter name fits it as a glob",
+            why=f"it is none of {', '.join(_WORDS)}, and as a glob it fits no parameter name",
             remedy=f"did you mean {near!r}?" if near else "look at model.named_parameters()",
         )
     return matched
@@ -136,3 +137,11 @@ def _vocabulary_notes(anatomy: Anatomy) -> list[str]:
         f"{p.weight_name} predicts the vocabulary ({p.out_features} words): left frozen"
         for p in heads
     ]
+
+
+def _tie_notes(model: nn.Module, trained: set[str]) -> list[str]:
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    tied = [group for group in names.values() if len(group) > 1 and group[0] in trained]
+    return [f"{group[0]} trains, and is also {', '.join(group[1:])}" for group in tied]

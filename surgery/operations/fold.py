@@ -1,7 +1,8 @@
-"""Writing the adapters into the base weights: one sum in float64, one rounding, and what it cost."""
+"""Writing the adapters into the base weights: one sum in float64, one rounding, its cost."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,8 +16,8 @@ from surgery.anatomy.capture import unchanged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.errors import StateError
 from surgery.operations import render
-from surgery.operations.adapted import Adapted, adapted_modules
-from surgery.operations.plan import Operation
+from surgery.operations.adapted import Adapted
+from surgery.operations.plan import Operation, Plan
 from surgery.operations.rows import as_matrix, as_weight, take
 from surgery.operations.state import adapted_model, release
 
@@ -29,7 +30,8 @@ class FoldedProjection:
         name: Weight and slot.
         role: What the projection does.
         drift: |folded - exact| / |exact|: the rounding, relative to the weight.
-        update_error: |folded - exact| / |exact - original|: the rounding, relative to what was learned.
+        update_error: |folded - exact| / |exact - original|: the rounding, relative to what was
+            learned.
     """
 
     name: str
@@ -44,8 +46,8 @@ class FoldReport:
 
     Attributes:
         projections: One entry for each adapter.
-        function_drift: max |y_folded - y_adapted| / max |y_adapted| over the outputs, in eval mode, if check
-            inputs were given.
+        function_drift: max |y_folded - y_adapted| / max |y_adapted| over the outputs, in eval mode,
+            if check inputs were given.
         notes: What a reader should know.
     """
 
@@ -59,7 +61,11 @@ class FoldReport:
         return max((p.drift for p in self.projections), default=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"projections": [{"name", "role", "drift", "update_error"}], "drift", "function_drift", "notes"}``."""
+        """Plain data with stable keys.
+
+        ``{"projections": [{"name", "role", "drift", "update_error"}], "drift", "function_drift",
+        "notes"}``
+        """
         return {
             "projections": [asdict(p) for p in self.projections],
             "drift": self.drift,
@@ -78,80 +84,90 @@ class FoldReport:
 def fold(model: nn.Module, *, check_inputs: Any = None) -> FoldReport:
     """Write the adapters into the base weights, in place, and give back the plain model.
 
-    Each weight becomes round(original + corrections + deltas), summed in float64 and rounded once to its
-    dtype. Classes and state-dict keys are the original ones, ``requires_grad`` is what it was before
-    ``apply``; what else was trained stays as trained. Every weight is computed and checked before the first
-    is written.
+    Each weight becomes round(original + corrections + deltas), summed in float64 and rounded once
+    to its dtype. Classes and state-dict keys are the original ones, ``requires_grad`` is what it
+    was before ``apply``; what else was trained stays as trained. Every weight is computed and
+    checked before the first is written.
 
     Args:
         model: An adapted model.
-        check_inputs: Inputs (a tensor, a tuple or a dict) on which the adapted and the folded model are
-            compared.
+        check_inputs: Inputs (a tensor, a tuple or a dict) on which the adapted and the folded model
+            are compared.
 
     Raises:
-        StateError: Nothing is applied, or a folded weight would not be finite. The model is untouched.
+        StateError: Nothing is applied, or a folded weight would not be finite. The model is
+            untouched.
     """
     model, record = adapted_model(model, "fold")
     inputs = None if check_inputs is None else example_inputs(model, check_inputs)
     before = _outputs(model, inputs)
-    operations = {operation.name: operation for operation in record.plan.operations}
-    folded, costs = [], []
-    for path, module in adapted_modules(model):
-        for name, weight, cost in _fold_module(path, module, operations):
-            folded.append((module.base(name), weight))
-            costs += cost
-    for parameter, weight in folded:
-        parameter.copy_(weight)
+    sums = _sums(model, record.plan)
+    costs = [cost for each in sums for cost in each.costs()]
+    for each in sums:
+        each.write()
     release(model, record)
     drift = None if inputs is None else _difference(_outputs(model, inputs), before)
     return FoldReport(tuple(costs), drift, _notes(costs))
 
 
-def _fold_module(
-    path: str, module: Adapted, operations: dict[str, Operation]
-) -> Iterator[tuple[str, Tensor, list[FoldedProjection]]]:
-    """Name, folded weight and costs, weight by weight."""
-    for name, graft in module.grafts():
-        live = module.base(name)
-        original = live if graft.original is None else graft.original
-        exact = graft.exact(live)
-        rounded = exact.to(live.dtype)
-        key = ".".join(filter(None, (path, name)))
-        _check_finite(key, exact, rounded)
-        base = as_matrix(original, graft.layout).to(exact)
-        costs = [
-            _cost(operations[f"{key}:{slot}"], exact, rounded.to(exact), base)
-            for slot, _ in graft.adapters()
-        ]
-        yield name, as_weight(rounded, graft.layout, live.shape), costs
+@dataclass(frozen=True)
+class _Sum:
+    """One adapted weight and the operations on it. Computed twice, so no two are held at once."""
+
+    module: Adapted
+    operations: tuple[Operation, ...]
+
+    def costs(self) -> Iterator[FoldedProjection]:
+        """What folding costs each projection; refuses a sum that is not finite."""
+        p = self.operations[0].projection
+        exact = self._exact()
+        rounded = exact.to(self.module.base(p.parameter).dtype)
+        _check_finite(p.weight_name, exact, rounded)
+        original = as_matrix(self.module.original(p.parameter), p.layout).to(exact)
+        for operation in self.operations:
+            rows = operation.projection.rows
+            own, error = take(exact, rows), take(rounded - exact, rows).norm()
+            drift, update = error / own.norm(), error / (own - take(original, rows)).norm()
+            yield FoldedProjection(
+                name=operation.name,
+                role=str(operation.projection.role),
+                drift=float(drift.nan_to_num()),
+                update_error=float(update.nan_to_num()),
+            )
+
+    def write(self) -> None:
+        """Round the sum into the weight."""
+        p = self.operations[0].projection
+        live = self.module.base(p.parameter)
+        live.copy_(as_weight(self._exact().to(live.dtype), p.layout, live.shape))
+
+    def _exact(self) -> Tensor:
+        name = self.operations[0].projection.parameter
+        return dict(self.module.grafts())[name].exact(self.module.base(name))
 
 
-def _cost(operation: Operation, exact: Tensor, rounded: Tensor, base: Tensor) -> FoldedProjection:
-    rows = operation.projection.rows
-    own, error = take(exact, rows), float(take(rounded - exact, rows).norm())
-    size, update = float(own.norm()), float((own - take(base, rows)).norm())
-    return FoldedProjection(
-        name=operation.name,
-        role=str(operation.projection.role),
-        drift=error / size if size else 0.0,
-        update_error=error / update if update else 0.0,
-    )
+def _sums(model: nn.Module, plan: Plan) -> list[_Sum]:
+    grouped: dict[str, list[Operation]] = defaultdict(list)
+    for operation in plan.operations:
+        grouped[operation.projection.weight_name].append(operation)
+    sums = []
+    for operations in grouped.values():
+        module = model.get_submodule(operations[0].projection.module)
+        assert isinstance(module, Adapted)
+        sums.append(_Sum(module, tuple(operations)))
+    return sums
 
 
 def _check_finite(name: str, exact: Tensor, rounded: Tensor) -> None:
     if rounded.isfinite().all():
         return
-    overflow = bool(exact.isfinite().all())
-    raise StateError(
-        f"{name} cannot be folded",
-        where=name,
-        why=f"the sum is beyond the range of {rounded.dtype}"
-        if overflow
-        else "it is not finite: training diverged",
-        remedy="fold in a wider dtype: model.float()"
-        if overflow
-        else "load an earlier adapter, or surgery.undo(model)",
-    )
+    if exact.isfinite().all():
+        why = f"the sum is beyond the range of {rounded.dtype}"
+        remedy = "fold in a wider dtype: model.float()"
+    else:
+        why = "the sum is not finite: training diverged"
+        remedy = "load an earlier adapter file, or call surgery.undo(model)"
+    raise StateError(f"{name} cannot be folded", where=name, why=why, remedy=remedy)
 
 
 def _outputs(model: nn.Module, inputs: ExampleInputs | None) -> list[Tensor]:
@@ -163,10 +179,12 @@ def _outputs(model: nn.Module, inputs: ExampleInputs | None) -> list[Tensor]:
 
 
 def _difference(folded: list[Tensor], adapted: list[Tensor]) -> float:
-    pairs = zip(folded, adapted, strict=True)
-    return max(
-        (float((f - a).abs().max() / a.abs().max().clamp_min(1e-30)) for f, a in pairs), default=0.0
-    )
+    """The worst max |folded - adapted| / max |adapted| of the outputs."""
+    ratios = [
+        float((f - a).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))
+        for f, a in zip(folded, adapted, strict=True)
+    ]
+    return max(ratios, default=0.0)
 
 
 def _notes(costs: list[FoldedProjection]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,10 @@ class Graft(nn.ModuleDict):
 
     Attributes:
         layout: Where the weight keeps its output channels.
-        access: Whether the adapters add to the owner's output, or to the weight as everybody reads it.
+        access: Whether the adapters add to the owner's output, or to the weight that all read.
         total: Output channels of the whole weight.
-        original: The weight before the operation, on the CPU, if an adapter corrects the weight; no buffer,
-            so that it neither moves with the model nor appears in its state dict.
+        original: The weight before the operation, on the CPU, if an adapter corrects the weight;
+            no buffer, so it neither moves with the model nor appears in its state dict.
     """
 
     def __init__(self, layout: Layout, access: Access, total: int) -> None:
@@ -51,45 +52,42 @@ class Graft(nn.ModuleDict):
             ``(..., total)``, for a convolution ``(..., total, *strided spatial)``, dtype of ``x``.
         """
         if self.layout is not Layout.CONV:
-            return self._spread([(slot, self[slot](x)) for slot in self._blocks], -1)
-        stride: tuple[int, ...] = owner.stride  # type: ignore[assignment]
-        last = x[(..., *(slice(None, None, step) for step in stride))].movedim(-len(stride) - 1, -1)
-        delta = self._spread([(slot, self[slot](last)) for slot in self._blocks], -1)
+            return self._spread([(slot, adapter(x)) for slot, adapter in self.items()], -1)
+        stride: Any = owner.stride
+        every: list[Any] = [slice(None, None, step) for step in stride]
+        last = x[(..., *every)].movedim(-len(stride) - 1, -1)
+        delta = self._spread([(slot, adapter(last)) for slot, adapter in self.items()], -1)
         return delta.movedim(-1, -len(stride) - 1)
 
     def composed(self, weight: Tensor) -> Tensor:
-        """``weight`` plus the adapters' deltas, rounded once to its dtype. Differentiable in the factors."""
+        """``weight`` plus the deltas, rounded once to its dtype. Differentiable in the factors."""
         with torch.autocast(weight.device.type, enabled=False):
             factors = [(slot, adapter.factors()) for slot, adapter in self.adapters()]
-            parts = [(slot, b @ a) for slot, (b, a) in factors]
-            delta = as_weight(self._spread(parts, 0), self.layout, weight.shape)
-            return (weight + delta).to(weight.dtype)
+            delta = self._spread([(slot, b @ a) for slot, (b, a) in factors], 0)
+            return (weight + as_weight(delta, self.layout, weight.shape)).to(weight.dtype)
 
     def corrected(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """The original plus every correction in the weight's layout, or None if no adapter corrects it.
+        """The original plus every correction, in the weight's layout; None if there is none.
 
-        Sums in fp32, or in ``dtype`` where that is wider.
+        Summed in fp32, or in ``dtype`` where that is wider.
         """
         if self.original is None:
             return None
         wide = torch.promote_types(dtype, torch.float32)
-        base = self.original.to(device=device, dtype=wide)
-        return self._plus_corrections(base)
+        return self._plus_corrections(self.original.to(device=device, dtype=wide))
 
     def exact(self, live: Tensor) -> Tensor:
-        """The sum that folding rounds: original + corrections + deltas in float64, as ``(out, in)``.
+        """The sum that folding rounds: original + corrections + deltas, ``(out, in)``, float64.
 
         Args:
             live: The weight in the model; it is the original where no adapter corrects it.
         """
-        base = live if self.original is None else self.original
+        base = live.detach() if self.original is None else self.original
         # Apple's accelerator has no float64.
         device = torch.device("cpu") if live.device.type == "mps" else live.device
-        exact = self._plus_corrections(base.detach().to(device=device, dtype=torch.float64))
-        deltas = [
-            (slot, adapter.delta(torch.float64).to(device)) for slot, adapter in self.adapters()
-        ]
-        return as_matrix(exact, self.layout) + self._spread(deltas, 0)
+        total = self._plus_corrections(base.to(device=device, dtype=torch.float64))
+        deltas = [(slot, adapter.delta(torch.float64)) for slot, adapter in self.adapters()]
+        return as_matrix(total, self.layout) + self._spread(deltas, 0).to(total)
 
     def _plus_corrections(self, weight: Tensor) -> Tensor:
         parts: list[tuple[str, Tensor]] = []

@@ -16,21 +16,19 @@ from surgery.operations.rows import as_matrix, take
 def fingerprint(model: nn.Module, operation: Operation) -> str:
     """Dtype and sha256 of the base rows of an operation, as ``(out, in)``: ``float32:9f86d0...``.
 
-    Neither names nor layout enter, so a fused and a split projection of the same weights agree. The rows are
-    those of the original weight, also on an adapted model.
+    Neither names nor layout enter, so a fused and a split projection of the same weights agree. The
+    rows are those of the original weight, also on an adapted model.
     """
     projection = operation.projection
     owner = owner_of(model, projection)
-    weight = owner._parameters[projection.parameter]
-    if isinstance(owner, Adapted):
-        weight = owner.original(projection.parameter)
-    assert weight is not None
-    rows = take(as_matrix(weight.detach(), projection.layout), projection.rows)
+    rows = take(
+        as_matrix(_original(owner, projection.parameter), projection.layout), projection.rows
+    )
     return f"{str(rows.dtype).removeprefix('torch.')}:{_sha256(rows)}"
 
 
 def first_difference(one: Plan, other: Plan) -> str | None:
-    """What keeps two plans from being the same operations in the same order, names apart, or None."""
+    """What keeps two plans from being the same operations in order, names apart, or None."""
     for a, b in zip(one.operations, other.operations, strict=False):
         if _structure(a) != _structure(b):
             return f"{_describe(a)} against {_describe(b)}"
@@ -57,5 +55,13 @@ def _describe(operation: Operation) -> str:
     )
 
 
+def _original(owner: nn.Module, name: str) -> Tensor:
+    if isinstance(owner, Adapted) and name in dict(owner.grafts()):
+        return owner.original(name)
+    weight = owner._parameters[name]
+    assert weight is not None
+    return weight.detach()
+
+
 def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()

@@ -1,4 +1,4 @@
-"""A policy laid on an anatomy: the exact list of operations, printable before anything is touched."""
+"""A policy laid on an anatomy: the exact list of operations, printable before anything is done."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Group
 
-from policies.roles import Role
 from policies import AdapterSpec, Policy
+from policies.roles import Role
 from surgery.anatomy.types import Access, Layout, Projection
 from surgery.operations import render
 
@@ -21,8 +21,9 @@ class Operation:
     Attributes:
         projection: Where it goes.
         slot: Its name among the adapters of the same weight: ``query``, ``value``, ...
-        access: ``module`` adds to the output of the owner; ``parameter`` gives every reader of the weight
-            base + delta. A weight has one access, and ``parameter`` is right for every reader.
+        access: ``module`` adds to the output of the owner; ``parameter`` gives every reader of the
+            weight base + delta. A weight has one access, and ``parameter`` is right for every
+            reader.
         adapter: Kind, rank and options.
         parameters: How many numbers it trains.
     """
@@ -53,7 +54,8 @@ class Plan:
         model: Qualified class name of the model it was made for.
         policy: The policy, overrides included.
         operations: The adapters, in the order of the anatomy.
-        train: What else trains: parameter names by the word or glob of the policy that asked for them.
+        train: What else trains: parameter names by the word or glob of the policy that asked for
+            them.
         base_parameters: Numbers in the plain model.
         extra_parameters: Numbers in what else trains.
         notes: What a reader should know before applying.
@@ -90,9 +92,10 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data; the keys are stable.
 
-        ``{"model", "policy": {...}, "operations": [{"projection": {...}, "slot", "access", "adapter": {...},
-        "parameters"}], "train": {word: [names]}, "base_parameters", "extra_parameters",
-        "adapter_parameters", "trainable", "share", "notes"}``; a projection as in ``Anatomy.to_dict``.
+        ``{"model", "policy": {...}, "operations": [{"projection": {...}, "slot", "access",
+        "adapter": {...}, "parameters"}], "train": {word: [names]}, "base_parameters",
+        "extra_parameters", "adapter_parameters", "trainable", "share", "notes"}``; a projection as
+        in ``Anatomy.to_dict``.
         """
         plain = {
             "model": self.model,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 import policies
@@ -15,7 +14,7 @@ from surgery.anatomy.read import read
 from surgery.anatomy.types import Access, Anatomy, Projection
 from surgery.errors import CaptureError, PlanError
 from surgery.operations.by_name import NOTE, anatomy_by_name, needs_graph
-from surgery.operations.checks import access_of, check_disjoint, check_projection, owner_of
+from surgery.operations.checks import access_of, check_disjoint, check_projection, weight_of
 from surgery.operations.choose import Chosen, choose
 from surgery.operations.extras import resolve_train
 from surgery.operations.make import make_adapter, trained_numbers
@@ -33,19 +32,21 @@ def plan(
 ) -> Plan:
     """Lay a policy on a model without touching the model.
 
-    Every selection of the policy is asked in order; where two match the same projection, the later one's
-    adapter wins, so a policy goes from the general to the particular.
+    Every selection of the policy is asked in order; where two match the same projection, the later
+    one's adapter wins, so a policy goes from the general to the particular.
 
     Args:
         model: A plain model on any device, the meta device included.
         policy: A name, a path to a YAML file, a mapping or a ``Policy``.
         anatomy: What ``surgery.read`` gave, if it was read before.
         example_inputs: For the reading, if the model does not tell its inputs itself.
-        **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``train=``, adapter options.
+        **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``train=``,
+            adapter options.
 
     Raises:
         PolicyError: The policy is unknown or malformed.
-        AnatomyError: The model does not have what the policy asks for, or has it only in some layers.
+        AnatomyError: The model does not have what the policy asks for, or has it only in some
+            layers.
         PlanError: A projection cannot carry its adapter: rank, ties, dtype, a dead end.
         StateError: The model is wrapped or adapted already.
         CaptureError: The graph cannot be read, and the policy needs it.
@@ -65,10 +66,8 @@ def plan(
         operations=operations,
         train=train,
         base_parameters=sum(sizes.values()),
-        extra_parameters=sum(
-            sizes[name] for name in {n for names in train.values() for n in names}
-        ),
-        notes=(*notes, *train_notes, *_rounding_notes(model, operations)),
+        extra_parameters=sum(sizes[n] for n in {n for names in train.values() for n in names}),
+        notes=(*notes, *train_notes, *_composed_notes(model, operations)),
     )
     _check_train(made)
     return made
@@ -85,16 +84,16 @@ def _read(model: nn.Module, policy: Policy, inputs: Any, notes: list[str]) -> An
 
 
 def _operations(model: nn.Module, chosen: Chosen, anatomy: Anatomy) -> tuple[Operation, ...]:
-    chosen_on: dict[str, list[Projection]] = defaultdict(list)
+    chosen_on: dict[int, list[Projection]] = defaultdict(list)
     for projection, spec in chosen.items():
         check_projection(model, projection, spec.rank)
-        chosen_on[projection.weight_name].append(projection)
+        chosen_on[id(weight_of(model, projection))].append(projection)
     for group in chosen_on.values():
         check_disjoint(group)
     read_as: dict[str, list[Projection]] = defaultdict(list)
     for projection in anatomy.projections:
         read_as[projection.weight_name].append(projection)
-    access = {name: access_of(model, read_as[name]) for name in chosen_on}
+    access = {p.weight_name: access_of(model, read_as[p.weight_name]) for p in chosen}
     taken: set[str] = set()
     return tuple(
         _operation(projection, spec, access[projection.weight_name], taken)
@@ -129,21 +128,16 @@ def _check_train(made: Plan) -> None:
             )
 
 
-def _rounding_notes(model: nn.Module, operations: Iterable[Operation]) -> list[str]:
-    coarse = {
-        operation.projection.weight_name: dtype
-        for operation in operations
-        if operation.access is Access.PARAMETER
-        and (dtype := _dtype(model, operation.projection)).itemsize < 4
-    }
-    return [
-        f"{len(coarse)} weights are read without their module and are {dtype}: base + delta is rounded to it "
-        "in every forward, so small updates are lost; train such a model in float32"
-        for dtype in dict.fromkeys(coarse.values())
+def _composed_notes(model: nn.Module, operations: Iterable[Operation]) -> list[str]:
+    """What training through the weight itself costs."""
+    composed = [o for o in operations if o.access is Access.PARAMETER]
+    dtypes = {o.projection.weight_name: weight_of(model, o.projection).dtype for o in composed}
+    coarse = Counter(str(dtype) for dtype in dtypes.values() if dtype.itemsize < 4)
+    notes = [
+        f"{count} weights are read without their module and are {dtype}: base + delta is rounded "
+        "to that in every forward, so small updates are lost; train such a model in float32"
+        for dtype, count in coarse.items()
     ]
-
-
-def _dtype(model: nn.Module, projection: Projection) -> torch.dtype:
-    weight = owner_of(model, projection)._parameters[projection.parameter]
-    assert weight is not None
-    return weight.dtype
+    if any(o.adapter.options.get("dropout") for o in composed):
+        notes.append("dropout acts on inputs: it does nothing where adapters act on the weight")
+    return notes

@@ -34,11 +34,11 @@ def as_text(thing: Renderable) -> str:
     console = Console(width=118, no_color=True)
     with console.capture() as captured:
         console.print(thing)
-    return captured.get().rstrip()
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def plan_table(plan: Plan) -> Group:
-    """One line for each kind of operation, layers folded into a range; what else trains; the counts."""
+    """One line for each kind of operation, what else trains, the counts, and the notes."""
     total = plan.base_parameters + plan.adapter_parameters
     return Group(*_operations(plan), _counts(plan.trainable, total), *_notes(plan.notes))
 

@@ -1,7 +1,8 @@
 """Output channels as blocks: where a projection's rows lie, as views and one concatenation.
 
-Adding into slices in place makes autograd copy the whole gradient once a slice; laying the parts side by
-side and adding once costs a third of that backward, and is plain functional code to torch.compile.
+Adding into slices in place makes autograd copy the whole gradient once a slice; laying the parts
+side by side and adding once costs a third of that backward, and is plain functional code to
+torch.compile.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from surgery.anatomy.types import Layout, Rows
 class Block:
     """The channels ``[start, start + length)`` of each of ``count`` periods of ``period`` channels.
 
-    One run of rows is a block with one period; the query rows of GPT-NeoX, interleaved head by head, are
-    a block with as many periods as heads.
+    One run of rows is a block with one period; the query rows of GPT-NeoX, interleaved head by
+    head, are a block with as many periods as heads.
     """
 
     count: int
@@ -41,7 +42,8 @@ def indices(rows: Rows) -> list[int]:
 
 
 def blocks(rows: Rows, total: int) -> tuple[Block, ...]:
-    """Cover ``rows`` of a weight with ``total`` output channels by as few blocks as their pattern allows.
+    """Cover ``rows`` of a weight with ``total`` output channels by as few blocks as their pattern
+    allows.
 
     The blocks, one after the other, hold the channels in the order of ``rows``.
     """
@@ -64,7 +66,11 @@ def assemble(parts: Iterable[tuple[Sequence[Block], Tensor]], total: int, dim: i
     """
     grids: dict[tuple[int, int], list[tuple[Block, Tensor]]] = defaultdict(list)
     for where, tensor in parts:
-        pieces = tensor.split([block.size for block in where], dim) if len(where) > 1 else [tensor]
+        pieces = (
+            torch.split(tensor, [block.size for block in where], dim)
+            if len(where) > 1
+            else [tensor]
+        )
         for block, piece in zip(where, pieces, strict=True):
             grids[block.count, block.period].append((block, piece))
     dim = dim % piece.ndim
@@ -105,7 +111,7 @@ def _grid(count: int, period: int, held: list[tuple[Block, Tensor]], dim: int) -
     pieces: list[Tensor] = []
     filled = 0
     for block, tensor in sorted(held, key=lambda pair: pair[0].start):
-        folded = tensor.unflatten(dim, (count, block.length))
+        folded = torch.unflatten(tensor, dim, (count, block.length))
         pieces += _gap(folded, block.start - filled, dim + 1)
         pieces.append(folded)
         filled = block.start + block.length

@@ -1,4 +1,4 @@
-"""What an adapted model remembers: the plan, and everything that undo needs besides the base weights."""
+"""What an adapted model remembers: the plan, and what undo needs besides the base weights."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def adapted_model(model: nn.Module, purpose: str) -> tuple[nn.Module, Record]:
 
     Args:
         model: What the caller was given.
-        purpose: The operation, for the message: ``fold``.
+        purpose: The name of the operation, for the message: ``fold``.
 
     Raises:
         StateError: If nothing is applied to it, or only to a part of it.
@@ -98,15 +98,12 @@ def adapted_model(model: nn.Module, purpose: str) -> tuple[nn.Module, Record]:
     record = find_record(model)
     if record is not None:
         return model, record
+    what = f"nothing to {purpose}: no policy is applied to this {type(model).__name__}"
     part = next((path for path, m in model.named_modules() if _KEY in m.__dict__), None)
-    raise StateError(
-        f"nothing to {purpose}: no policy is applied to this {type(model).__name__}",
-        where=part,
-        why=f"the policy was applied to its part {part!r}" if part else None,
-        remedy=f"call surgery.{purpose}(model.{part})"
-        if part
-        else "call surgery.apply(model, policy)",
-    )
+    if part is not None:
+        why, remedy = "it was applied to this part", f"call surgery.{purpose}(model.{part})"
+        raise StateError(what, where=part, why=why, remedy=remedy)
+    raise StateError(what, remedy="call surgery.apply(model, policy) first")
 
 
 @torch.no_grad()
@@ -121,8 +118,8 @@ def restore(model: nn.Module, record: Record) -> None:
                 module.base(name).copy_(graft.original)
     release(model, record)
     for name, parameter in model.named_parameters():
-        original = record.parameters.get(name)
-        if original is not None and original.shape == parameter.shape:
+        original = record.parameters.get(name, parameter).to(parameter)
+        if original.shape == parameter.shape and not torch.equal(original, parameter):
             parameter.copy_(original)
             parameter.grad = None
     for name, buffer in model.named_buffers():
@@ -132,7 +129,7 @@ def restore(model: nn.Module, record: Record) -> None:
 
 
 def release(model: nn.Module, record: Record) -> None:
-    """Give every module its plain class and every parameter its flag back; weights stay as they are."""
+    """Give every module its plain class and every parameter its flag back; weights stay."""
     for _, module in list(adapted_modules(model)):
         strip(module)
     for name, parameter in model.named_parameters():

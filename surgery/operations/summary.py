@@ -19,7 +19,8 @@ class Summary:
 
     Attributes:
         plan: What was applied.
-        trainable: Numbers whose ``requires_grad`` is set now; the user may have changed flags since.
+        trainable: Numbers whose ``requires_grad`` is set now; the user may have changed flags
+            since.
         total: Numbers in the adapted model.
     """
 
