@@ -72,7 +72,9 @@ def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
     """Write one self-contained file, or a file and its ``.data`` where the weights pass 2 GB."""
     model.metadata_props.update(metadata)
     model.producer_name = "model-surgery"
-    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    weights = [
+        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
+    ]
     large = sum(weight.nbytes for weight in weights) > _LARGEST_FILE
     ir.save(model, path, external_data=f"{path.name}.data" if large else None)
 

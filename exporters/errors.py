@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from exporters.report import ExportReport
 
 
 class ExportError(SurgeryError):
@@ -10,7 +15,13 @@ class ExportError(SurgeryError):
 
 
 class VerificationError(ExportError):
-    """A file was written and did not stand up to verification; it is kept beside as ``*.rejected.onnx``."""
+    """A file was written and did not stand up to verification; it is kept as ``*.rejected.onnx``.
+
+    Attributes:
+        report: What was found.
+    """
+
+    report: ExportReport | None = None
 
 
 __all__ = ["ExportError", "SurgeryError", "VerificationError"]

@@ -17,6 +17,7 @@ from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, module_path
 from surgery.anatomy.linears import LinearReader
 
+
 @dataclass(frozen=True)
 class Site:
     """One attention site and what became of it.

@@ -70,7 +70,9 @@ class Inputs:
             shape = list(value.shape)
             for dim, axis in self.axes.get(name, {}).items():
                 shape[dim] = sizes.get(axis, shape[dim])
-            made[name] = _ragged(shape, value) if is_mask(name, value) else _draw(value, shape, generator)
+            made[name] = (
+                _ragged(shape, value) if is_mask(name, value) else _draw(value, shape, generator)
+            )
         return Inputs(made, self.constants, self.axes)
 
     def on(self, device: torch.device, floats: torch.dtype) -> Inputs:

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from exporters.errors import ExportError
+from exporters.inputs import Inputs
+from exporters.plain import Plain
 from exporters.runtime import OPTIONS_KEY, SessionOptions
 
 PREFIX = "model_surgery."
@@ -18,7 +20,8 @@ _LIBRARIES = ("model-surgery", "torch", "onnx", "onnxscript", "onnxruntime", "ti
 
 
 def describe(
-    model: nn.Module,
+    plain: Plain,
+    inputs: Inputs,
     *,
     labels: Sequence[str] | None = None,
     preprocessing: Any = None,
@@ -27,19 +30,27 @@ def describe(
     """Gather the metadata of a model; every value is JSON.
 
     Args:
-        model: The exported model.
+        plain: The exported model, and what was folded into it.
+        inputs: What it takes.
         labels: Name of each class; None asks a transformers config that knows real names.
         preprocessing: A mapping or a transformers processor; None asks timm's data config.
         extra: Further facts of the user (accuracy, data set), kept under their own names.
     """
+    model = plain.model
     facts = {
-        "model": f"{type(model).__module__}.{type(model).__qualname__}",
+        "model": qualified_name(model),
         "versions": versions(),
         "labels": list(labels) if labels is not None else _labels(model),
-        "preprocessing": _preprocessing(model, preprocessing),
+        "preprocessing": _preprocessing(model, preprocessing, inputs),
+        "policies": plain.policies or None,
         **(extra or {}),
     }
     return {PREFIX + key: _json(key, value) for key, value in facts.items() if value is not None}
+
+
+def qualified_name(model: nn.Module) -> str:
+    """Module and class of a model."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def with_options(facts: Mapping[str, str], options: SessionOptions) -> dict[str, str]:
@@ -67,7 +78,7 @@ def _labels(model: nn.Module) -> list[str] | None:
     return None if placeholders else listed
 
 
-def _preprocessing(model: nn.Module, given: Any) -> dict[str, Any] | None:
+def _preprocessing(model: nn.Module, given: Any, inputs: Inputs) -> dict[str, Any] | None:
     if isinstance(given, Mapping):
         return dict(given)
     if hasattr(given, "to_dict"):
@@ -83,7 +94,9 @@ def _preprocessing(model: nn.Module, given: Any) -> dict[str, Any] | None:
         return None
     from timm.data import resolve_model_data_config
 
-    return dict(resolve_model_data_config(model))
+    # The configuration tells the size of the pretrained weights, the inputs tell that of this model.
+    shape = next(list(value.shape[1:]) for value in inputs.tensors.values())
+    return {**resolve_model_data_config(model), "input_size": shape}
 
 
 def _json(key: str, value: Any) -> str:

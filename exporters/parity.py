@@ -96,7 +96,9 @@ def relative_error(expected: Array, found: Array) -> float:
     return difference / largest if largest else difference
 
 
-def top1_agreement(model: nn.Module, session: onnxruntime.InferenceSession, inputs: Inputs) -> float:
+def top1_agreement(
+    model: nn.Module, session: onnxruntime.InferenceSession, inputs: Inputs
+) -> float:
     """Share of predictions (argmax of the first output) on which model and file agree."""
     expected = reference(model, inputs)[0].argmax(-1)
     found = run(session, inputs.feeds)[0].argmax(-1)

@@ -38,9 +38,14 @@ class FileReport:
     verification: Verification | None
 
     @property
+    def problems(self) -> list[str]:
+        """What was found against it."""
+        return [] if self.verification is None else self.verification.problems
+
+    @property
     def passed(self) -> bool:
         """Whether nothing was found against it."""
-        return self.verification is None or not self.verification.problems
+        return not self.problems
 
     @property
     def error(self) -> float | None:
@@ -132,7 +137,7 @@ class ExportReport:
             table.add_row(*_row(file))
         lines = [f"[yellow]{n} unfused:[/] {reason}" for reason, n in self.unfused.items()]
         lines += [f"[yellow]note:[/] {note}" for note in self.notes]
-        lines += [f"[red]{file.path.name}:[/] {p}" for file in self.files for p in _problems(file)]
+        lines += [f"[red]{file.path.name}:[/] {p}" for file in self.files for p in file.problems]
         return Group(table, *lines)
 
 
@@ -149,8 +154,4 @@ def _row(file: FileReport) -> tuple[str, ...]:
 def _summary(file: FileReport) -> str:
     error = "not verified" if file.error is None else f"parity error {file.error:.1e}"
     line = f"{file.path} ({file.target}): {file.bytes / 1e6:.1f} MB, {file.nodes} nodes, {error}"
-    return "; ".join([line, *_problems(file)])
-
-
-def _problems(file: FileReport) -> list[str]:
-    return file.verification.problems if file.verification else []
+    return "; ".join([line, *file.problems])

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from exporters.patterns.attention import AttentionMatch
+from exporters.patterns.scores import Replay
 
 aten = torch.ops.aten
 
@@ -20,7 +21,8 @@ class Rewriter:
 
     def __init__(self, program: ExportedProgram) -> None:
         self.program, self.graph = program, program.graph
-        self._made: dict[tuple[Any, ...], fx.Node] = {}
+        self._masks: dict[fx.Node, fx.Node] = {}
+        self._constants: list[tuple[Tensor, fx.Node]] = []
 
     def attention(self, match: AttentionMatch, module: str) -> None:
         """Replace one site by ``com.microsoft::Attention``.
@@ -29,15 +31,14 @@ class Rewriter:
         """
         target = match.gathered.node
         weight = self._constant(f"{module}.attention.weight", match.weight)
-        bias = None if match.bias is None else self._constant(f"{module}.attention.bias", match.bias)
-        padding, addend = self._padding(match.mask.padding), self._addend(match.mask.bias)
+        bias = (
+            None if match.bias is None else self._constant(f"{module}.attention.bias", match.bias)
+        )
+        padding, addend = self._padding(match.mask.padding), self._addend(match)
         with self.graph.inserting_before(target):
-            node = self._call(match, [match.x, weight, bias, padding, None, addend])
+            node = self._operator(match, [match.x, weight, bias, padding, None, addend])
             if match.gathered.reshape is not None:
-                node = self.graph.call_function(
-                    aten.reshape.default, (node, match.gathered.reshape)
-                )
-        node.meta["val"] = target.meta["val"]
+                node = self._node(aten.reshape.default, node, match.gathered.reshape)
         target.replace_all_uses_with(node)
 
     def finish(self) -> None:
@@ -46,21 +47,32 @@ class Rewriter:
         self.graph.lint()
         self.program.graph_module.recompile()
 
-    def _call(self, match: AttentionMatch, inputs: list[fx.Node | None]) -> fx.Node:
+    def _operator(self, match: AttentionMatch, inputs: list[fx.Node | None]) -> fx.Node:
         while inputs[-1] is None:
             inputs.pop()
-        sizes = [self.graph.call_function(aten.sym_size.int, (match.x, dim)) for dim in (0, 1)]
         attributes = {
             "num_heads": match.heads,
             "qkv_hidden_sizes": list(match.sizes),
             "scale": match.scale,
             "unidirectional": int(match.mask.causal),
         }
-        return self.graph.call_function(
+        shape = [*self._sizes(match.x), match.sizes[2]]
+        return self._node(
             torch.onnx.ops.symbolic,
-            ("com.microsoft::Attention", inputs, attributes),
-            {"dtype": torch.float32, "shape": [*sizes, match.sizes[2]], "version": 1},
+            "com.microsoft::Attention",
+            inputs,
+            attributes,
+            dtype=torch.float32,
+            shape=shape,
+            version=1,
         )
+
+    def _sizes(self, x: fx.Node) -> list[fx.Node | int]:
+        """Batch and length: numbers where they are fixed, nodes where they are dynamic."""
+        return [
+            size if isinstance(size, int) else self._node(aten.sym_size.int, x, dim)
+            for dim, size in enumerate(x.meta["val"].shape[:2])
+        ]
 
     def _padding(self, tokens: fx.Node | None) -> fx.Node | None:
         """The padding mask in the type that the operator takes."""
@@ -68,41 +80,57 @@ class Rewriter:
             return None
 
         def cast() -> fx.Node:
-            return self.graph.call_function(
-                aten._to_copy.default, (tokens,), {"dtype": torch.int32}
-            )
+            return self._node(aten._to_copy.default, tokens, dtype=torch.int32)
 
-        return self._once(("padding", tokens), tokens, cast)
+        return self._once(tokens, cast)
 
-    def _addend(self, mask: fx.Node | None) -> fx.Node | None:
+    def _addend(self, match: AttentionMatch) -> fx.Node | None:
         """A mask as something to add: a boolean one becomes 0 where it keeps, the lowest number elsewhere."""
+        mask = match.mask.bias
+        if isinstance(mask, Replay):
+            return self._replay(mask, match)
         if mask is None or mask.meta["val"].dtype is not torch.bool:
             return mask
 
         def convert() -> fx.Node:
-            call = self.graph.call_function
-            kept = call(aten._to_copy.default, (mask,), {"dtype": torch.float32})
-            hidden = call(aten.sub.Tensor, (kept, 1))
-            return call(aten.mul.Tensor, (hidden, torch.finfo(torch.float32).max))
+            kept = self._node(aten._to_copy.default, mask, dtype=torch.float32)
+            hidden = self._node(aten.sub.Tensor, kept, 1)
+            return self._node(aten.mul.Tensor, hidden, torch.finfo(torch.float32).max)
 
-        return self._once(("addend", mask), mask, convert)
+        return self._once(mask, convert)
 
-    def _once(self, key: tuple[Any, ...], after: fx.Node, make: Callable[[], fx.Node]) -> fx.Node:
-        """Make a node behind ``after``, or hand out the one made before: layers share masks."""
-        if key not in self._made:
+    def _replay(self, mask: Replay, match: AttentionMatch) -> fx.Node:
+        """Run zeros through everything that happens to the scores."""
+        with self.graph.inserting_before(match.gathered.node):
+            batch, length = self._sizes(match.x)
+            shape = [batch, match.heads, length, length]
+            copies = {mask.product: self._node(aten.full.default, shape, 0.0)}
+            for node in mask.nodes:
+                copies[node] = self.graph.node_copy(node, lambda n: copies.get(n, n))
+        return copies[mask.nodes[-1]]
+
+    def _node(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        node: fx.Node = self.graph.call_function(target, args, kwargs)
+        return node
+
+    def _once(self, mask: fx.Node, make: Callable[[], fx.Node]) -> fx.Node:
+        """Convert a mask right behind its node, or hand out what was made before: layers share masks."""
+        if mask not in self._masks:
             # Placeholders must stay together at the top of the graph.
             first = next(n for n in self.graph.nodes if n.op != "placeholder")
-            point = first if after.op == "placeholder" else after.next
-            with self.graph.inserting_before(point):
-                self._made[key] = make()
-        return self._made[key]
+            with self.graph.inserting_before(first if mask.op == "placeholder" else mask.next):
+                self._masks[mask] = make()
+        return self._masks[mask]
 
     def _constant(self, name: str, value: Tensor) -> fx.Node:
         """Add a constant to the program; equal ones (a layer used many times) are added once."""
-        key = ("constant", tuple(value.shape), value.double().sum().item(), value.flatten()[0].item())
-        if key not in self._made:
-            self._made[key] = self._lift(name, value)
-        return self._made[key]
+        for known, node in self._constants:
+            if torch.equal(known, value):
+                return node
+        taken = name in self.program.constants
+        node = self._lift(f"{name}.{len(self._constants)}" if taken else name, value)
+        self._constants.append((value, node))
+        return node
 
     def _lift(self, name: str, value: Tensor) -> fx.Node:
         """Constants are inputs of the graph that stand before the user's and are listed in the signature."""
@@ -110,7 +138,7 @@ class Rewriter:
         position = next(i for i, s in enumerate(specs) if s.kind is InputKind.USER_INPUT)
         nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
         with self.graph.inserting_before(nodes[position]):
-            node = self.graph.placeholder(f"c_{name.replace('.', '_')}")
+            node: fx.Node = self.graph.placeholder(f"c_{name.replace('.', '_')}")
         fake_mode = nodes[position].meta["val"].fake_mode
         node.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
         argument = TensorArgument(name=node.name)

@@ -94,7 +94,8 @@ def open_session(
     if save_optimized:
         session_options.optimized_model_filepath = str(save_optimized)
         entries = {
-            "session.optimized_model_external_initializers_file_name": save_optimized.name + ".data",
+            "session.optimized_model_external_initializers_file_name": save_optimized.name
+            + ".data",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
         for key, value in entries.items():

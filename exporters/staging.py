@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import onnx
 
 from exporters.errors import ExportError
 
@@ -27,14 +31,23 @@ class Stage:
             os.replace(file, self.destination / file.name)
         _sync(self.destination)
 
-    def keep_rejected(self, name: str) -> Path:
-        """Move one file into the destination under a name that nobody serves by mistake."""
-        rejected = self.destination / f"{Path(name).stem}.rejected.onnx"
-        os.replace(self.folder / name, rejected)
+    def size(self, name: str) -> int:
+        """Bytes of one model, its data file included."""
+        return sum(file.stat().st_size for file in self.folder.glob(f"{name}*"))
+
+    def reject(self, name: str, report: Mapping[str, Any]) -> Path:
+        """Move one model into the destination under a name that nobody serves by mistake, with the report."""
+        stem = Path(name).stem
+        rejected = self.destination / f"{stem}.rejected.onnx"
         data = self.folder / f"{name}.data"
         if data.exists():
-            # The model refers to its data by this name.
-            os.replace(data, self.destination / data.name)
+            _rename_data(self.folder / name, f"{rejected.name}.data")
+            os.replace(data, self.destination / f"{rejected.name}.data")
+        if (self.folder / name).exists():
+            os.replace(self.folder / name, rejected)
+        written = self.folder / f"{stem}.rejected.json"
+        written.write_text(json.dumps(report, indent=2), encoding="utf-8")
+        os.replace(written, self.destination / written.name)
         return rejected
 
 
@@ -59,6 +72,16 @@ def stage(destination: Path) -> Iterator[Stage]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rename_data(model: Path, name: str) -> None:
+    """Point a model's external tensors to a data file of another name."""
+    content = onnx.load(model, load_external_data=False)
+    for tensor in content.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    onnx.save(content, model)
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,13 @@ from torch import nn
 from exporters.capture import Captured
 from exporters.inputs import Inputs
 from exporters.parity import ParityRow, compare, top1_agreement
-from exporters.runtime import Operators, SessionOptions, open_session, operators, optimized_operators
+from exporters.runtime import (
+    Operators,
+    SessionOptions,
+    open_session,
+    operators,
+    optimized_operators,
+)
 
 AGREEMENT = 0.99
 """Least share of top-1 predictions that must agree; less than all, because ties may fall either way."""
@@ -79,7 +85,9 @@ def verify(
     return found
 
 
-def count_operators(path: Path, expected: Operators, options: SessionOptions) -> list[OperatorCount]:
+def count_operators(
+    path: Path, expected: Operators, options: SessionOptions
+) -> list[OperatorCount]:
     """Expected against found, for every operator that is expected or not of ai.onnx."""
     in_file = operators(onnx.load(path, load_external_data=False))
     in_runtime = optimized_operators(path, options)

@@ -11,10 +11,14 @@ from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal
 from exporters.patterns.heads import Gathered, Heads, trace_heads, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
-from exporters.patterns.scores import PATTERNS as SCORES
-from exporters.patterns.scores import Scores
+from exporters.patterns.scores import Scores, ScoresPattern
+from exporters.patterns.sdpa import ScaledDotProduct
+from exporters.patterns.softmax import SoftmaxBetweenProducts
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph, op_name, shape_of
+
+_PATTERNS: tuple[ScoresPattern, ...] = (ScaledDotProduct(), SoftmaxBetweenProducts())
+SCORES = {pattern.kind: pattern for pattern in _PATTERNS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,7 @@ class AttentionPattern:
 
     def match(self, core: Core, graph: Graph, inputs: Inputs) -> AttentionMatch | Refusal:
         """Match the whole region node by node, or say what is in the way."""
-        scores = SCORES[core.kind].match(core)
+        scores = SCORES[core.kind].match(core, graph)
         if isinstance(scores, Refusal):
             return scores
         gathered = trace_result(scores.result, graph)
@@ -81,18 +85,21 @@ class AttentionPattern:
         """The one (batch, length, in) tensor that all three project."""
         query, key, value = heads
         if not query.x is key.x is value.x:
-            return Refusal("query, key and value are projected from different inputs (cross attention)")
+            return Refusal(
+                "query, key and value are projected from different inputs (cross attention)"
+            )
         region = frozenset[fx.Node]().union(*(h.region for h in heads))
         users = {user for node in region.union(h.linear for h in heads) for user in node.users}
         if outside := users - region - {scores.product, scores.result}:
-            return Refusal(f"a projection is read outside the attention too, by {outside.pop().name}")
+            return Refusal(
+                f"a projection is read outside the attention too, by {outside.pop().name}"
+            )
         batch, _, length, _ = shape_of(scores.query)
-        x = query.x
-        if op_name(x) in {"view", "reshape"} and isinstance(x.args[0], fx.Node):
-            x = x.args[0]
-        if shape_of(x)[:-1] != (batch, length):
-            return Refusal(f"the input has shape {shape_of(x)}, not (batch, length, features)")
-        return x
+        source = query.x.args[0] if op_name(query.x) in {"view", "reshape"} else query.x
+        for x in (query.x, source):
+            if isinstance(x, fx.Node) and shape_of(x)[:-1] == (batch, length):
+                return x
+        return Refusal(f"the input has shape {shape_of(query.x)}, not (batch, length, features)")
 
     def _build(
         self,
@@ -118,7 +125,7 @@ class AttentionPattern:
 
 def _unusable(mask: MaskReading, scores: Scores) -> Refusal | None:
     """The operator adds a bias of shape (1 or batch, 1 or heads, length, length)."""
-    if mask.bias is None:
+    if not isinstance(mask.bias, fx.Node):
         return None
     shape = shape_of(mask.bias)
     batch, heads, length, _ = shape_of(scores.query)

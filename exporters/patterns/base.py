@@ -16,10 +16,39 @@ class Refusal:
     why: str
 
 
+LOWEST = -1e4
+"""An additive mask at or below this leaves no probability in fp32."""
+
 MOVES = frozenset(
-    "view reshape _unsafe_view permute transpose t numpy_T mT swapaxes movedim contiguous clone "
-    "squeeze unsqueeze flatten unflatten split split_with_sizes chunk tensor_split unbind getitem "
-    "select slice narrow alias detach".split()
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "permute",
+        "transpose",
+        "t",
+        "numpy_T",
+        "mT",
+        "swapaxes",
+        "movedim",
+        "contiguous",
+        "clone",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "unflatten",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "tensor_split",
+        "unbind",
+        "getitem",
+        "select",
+        "slice",
+        "narrow",
+        "alias",
+        "detach",
+    ]
 )
 """Operators that only move values; what they do to an index tensor is what they do to any."""
 

@@ -47,7 +47,9 @@ def trace_heads(role: str, operand: fx.Node, graph: Graph, *, transposed: bool) 
         transposed: Whether they are swapped.
     """
     if len(shape_of(operand)) != 4:
-        return Refusal(f"{role} has {len(shape_of(operand))} dimensions, not (batch, heads, length, size)")
+        return Refusal(
+            f"{role} has {len(shape_of(operand))} dimensions, not (batch, heads, length, size)"
+        )
     node, factor = operand, 1.0
     scaling: set[fx.Node] = set()
     region: set[fx.Node] = set()
@@ -59,7 +61,9 @@ def trace_heads(role: str, operand: fx.Node, graph: Graph, *, transposed: bool) 
         elif keeps_values(node):
             scaling.add(node)
         elif not is_move(node):
-            return Refusal(f"{role} passes through {op_name(node)} between projection and attention")
+            return Refusal(
+                f"{role} passes through {op_name(node)} between projection and attention"
+            )
         region.add(node)
         node = node.all_input_nodes[0]
     channels = _channels(node, operand, graph, scaling, transposed)
@@ -92,8 +96,11 @@ def _channels(
     rows = index_tensor((batch, 1, length, 1)) * width
     offsets = found - rows
     channels: Tensor = offsets[0, :, 0, :]
-    in_place = bool((offsets == channels[None, :, None, :]).all()) and start.numel() == rows.numel() * width
-    return channels if in_place and 0 <= channels.min() and channels.max() < width else None
+    in_place = (
+        bool((offsets == channels[None, :, None, :]).all())
+        and start.numel() == rows.numel() * width
+    )
+    return channels if in_place and channels.min() >= 0 and channels.max() < width else None
 
 
 def _heads(
@@ -145,7 +152,9 @@ def trace_result(result: fx.Node, graph: Graph) -> Gathered | Refusal:
             return Gathered(node, None)
         if found.shape[-1] == heads * size and torch.equal(found.flatten(), expected.flatten()):
             reshapes = op_name(node) in {"view", "reshape", "_unsafe_view"}
-            return Gathered(node, node.args[1]) if reshapes else Refusal(
-                f"the heads are joined by {op_name(node)}"
+            return (
+                Gathered(node, node.args[1])
+                if reshapes
+                else Refusal(f"the heads are joined by {op_name(node)}")
             )
     return Refusal("the result is read more than once before its heads are joined")

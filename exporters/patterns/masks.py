@@ -11,14 +11,32 @@ from torch import Tensor, fx
 
 from exporters.evaluate import Evaluator, NotConstantError
 from exporters.inputs import Inputs, is_mask
+from exporters.patterns.base import LOWEST
+from exporters.patterns.scores import Replay
 from surgery.anatomy.graph import Graph, backward, op_name, shape_of
 
 _ARITHMETIC = frozenset(
-    "add sub rsub mul div floor_divide remainder lt le gt ge eq ne clamp pow where masked_fill".split()
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "floor_divide",
+        "remainder",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "clamp",
+        "pow",
+        "where",
+        "masked_fill",
+    ]
 )
 _HARMLESS = {0, 1, -1, float("inf"), float("-inf")}
-_HIDDEN = -1e4
-"""An additive mask at or below this leaves no probability in fp32."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +46,15 @@ class MaskReading:
     Attributes:
         causal: Later positions are hidden.
         padding: The model's input, (batch, length), that is 1 where there is a token.
-        bias: The mask itself, where no simpler word fits.
+        bias: The mask itself, where no simpler word fits: something to add, or a boolean that keeps.
     """
 
     causal: bool = False
     padding: fx.Node | None = None
-    bias: fx.Node | None = None
+    bias: fx.Node | Replay | None = None
 
 
-def read_mask(mask: fx.Node | None, graph: Graph, inputs: Inputs) -> MaskReading:
+def read_mask(mask: fx.Node | Replay | None, graph: Graph, inputs: Inputs) -> MaskReading:
     """Read a mask by running the part of the graph that makes it, on ragged padding.
 
     A reading must hold at every length, and a sliding window looks causal at the short length
@@ -45,6 +63,8 @@ def read_mask(mask: fx.Node | None, graph: Graph, inputs: Inputs) -> MaskReading
     """
     if mask is None:
         return MaskReading()
+    if isinstance(mask, Replay):
+        return MaskReading(bias=mask)
     tokens = _padding_input(graph, inputs)
     kept = None if tokens is None else _scattered(inputs.tensors[tokens.name])
     hides = _hidden(mask, graph, {} if tokens is None else {tokens: kept})
@@ -71,7 +91,9 @@ def _hidden(mask: fx.Node, graph: Graph, known: Mapping[fx.Node, Any]) -> Tensor
     """True where a position is hidden, (batch, heads, length, length); None if it is no such mask."""
     if len(shape_of(mask)) != 4:
         return None
-    if isinstance(mask.meta["val"].shape[-1], torch.SymInt) and not _holds_at_every_length(mask, graph):
+    if isinstance(mask.meta["val"].shape[-1], torch.SymInt) and not _holds_at_every_length(
+        mask, graph
+    ):
         return None
     try:
         value: Tensor = Evaluator(graph, known)(mask)
@@ -79,7 +101,7 @@ def _hidden(mask: fx.Node, graph: Graph, known: Mapping[fx.Node, Any]) -> Tensor
         return None
     if value.dtype is torch.bool:
         return ~value
-    hidden = value <= _HIDDEN
+    hidden = value <= LOWEST
     return hidden if bool((hidden | (value == 0)).all()) else None
 
 

@@ -1,0 +1,174 @@
+"""The way out in one call: plain model -> graph -> fusion -> files -> verification -> report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from exporters import convert
+from exporters.capture import Captured, capture
+from exporters.errors import ExportError, VerificationError
+from exporters.fuse import Site, fuse
+from exporters.inputs import Axes, Inputs, collect
+from exporters.metadata import describe, qualified_name, versions, with_options
+from exporters.plain import plain_model
+from exporters.preflight import check_destinations
+from exporters.report import ExportReport, FileReport
+from exporters.runtime import Operators, SessionOptions, optimized_operators, require_runtime
+from exporters.staging import Stage, stage
+from exporters.verify import Verification
+from exporters.verify import verify as verify_file
+
+Target = Literal["portable", "cpu"]
+PORTABLE: Target = "portable"
+
+
+def to_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    target: Target = "cpu",
+    example_inputs: Any = None,
+    dynamic: bool | Axes = True,
+    overwrite: bool = False,
+    verify: bool = True,
+    samples: Any = None,
+    labels: Sequence[str] | None = None,
+    preprocessing: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> ExportReport:
+    """Export a model to ONNX, fused and verified. The model itself is not changed.
+
+    ``target="cpu"`` writes two files: ``model.onnx``, in which every attention site that wholly matches
+    is one ``com.microsoft::Attention``, and ``model.portable.onnx``, which holds nothing but standard
+    operators (opset 20) and runs in any engine. ``target="portable"`` writes the latter alone, as
+    ``model.onnx``. An adapted model is folded, and half precision cast to fp32, in a copy.
+
+    Files are made and verified aside and appear whole or not at all. A file that fails is kept beside
+    as ``*.rejected.onnx`` with the report as ``*.rejected.json``.
+
+    Args:
+        model: A model in eval mode.
+        path: The ONNX file to write.
+        target: What the file is fused for.
+        example_inputs: A tensor, a tuple of positional or a mapping of named inputs. None asks
+            timm's pretrained_cfg or transformers' config.
+        dynamic: True makes the batch and the length of token inputs dynamic; False fixes every
+            shape; ``{"x": {0: "batch"}}`` names the dynamic dimensions.
+        overwrite: Whether existing files may be replaced.
+        verify: Whether to verify. Leave it on.
+        samples: Real inputs, as for ``example_inputs``, on which top-1 predictions must agree.
+        labels: Name of each class, for the metadata.
+        preprocessing: Mapping or transformers processor, for the metadata; timm models know theirs.
+        metadata: Further facts for the metadata (accuracy, data set).
+
+    Returns:
+        What was written, fused, left unfused and why, and what verification found.
+
+    Raises:
+        ExportError: If the model, the inputs, the path or the installation do not allow it.
+        CaptureError: If the graph cannot be captured, or inputs cannot be made.
+        VerificationError: If a file failed; its ``report`` says how.
+    """
+    if target not in (PORTABLE, "cpu"):
+        raise ExportError(f"unknown target {target!r}", remedy="choose 'cpu' or 'portable'")
+    require_runtime()
+    names = _names(Path(path).absolute(), target)
+    check_destinations(list(names.values()), overwrite)
+    plain = plain_model(model)
+    inputs = collect(plain.model, example_inputs, dynamic)
+    chosen = None if samples is None else collect(plain.model, samples, dynamic=False)
+    facts = describe(plain, inputs, labels=labels, preprocessing=preprocessing, extra=metadata)
+    captured = capture(plain.model, inputs)
+    with stage(names[target].parent) as aside:
+        maker = _Maker(aside, plain.model, captured, facts, chosen, verify)
+        files = [maker.make(names[PORTABLE], PORTABLE)]
+        sites: tuple[Site, ...] = ()
+        if target != PORTABLE:
+            # Fusion rewrites the captured program: the portable file must be made first.
+            fusion = fuse(captured, plain.model)
+            sites = fusion.sites
+            files.insert(0, maker.make(names[target], target, fusion.expected))
+        notes = (*plain.notes, *captured.notes)
+        report = ExportReport(qualified_name(plain.model), tuple(files), sites, notes, versions())
+        _hand_over(report, aside)
+    return report
+
+
+def _names(path: Path, target: Target) -> dict[Target, Path]:
+    """The file of each target; the one asked for gets the path as given."""
+    if target == PORTABLE:
+        return {PORTABLE: path}
+    return {target: path, PORTABLE: path.with_suffix(f".portable{path.suffix}")}
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes and verifies files on a stage."""
+
+    aside: Stage
+    model: nn.Module
+    captured: Captured
+    facts: Mapping[str, str]
+    samples: Inputs | None
+    verify: bool
+
+    def make(self, path: Path, target: Target, expected: Operators | None = None) -> FileReport:
+        """Translate the captured program as it is now, write it, choose its options, verify it."""
+        started = time.perf_counter()
+        staged = self.aside.folder / path.name
+        translated = convert.to_ir(self.captured)
+        convert.save(translated, staged, self.facts)
+        options = _best_options(staged)
+        convert.save(translated, staged, with_options(self.facts, options))
+        found = self._verify(staged, expected or Counter(), options)
+        return FileReport(
+            path,
+            target,
+            self.aside.size(path.name),
+            len(translated.graph),
+            time.perf_counter() - started,
+            options,
+            found,
+        )
+
+    def _verify(
+        self, path: Path, expected: Operators, options: SessionOptions
+    ) -> Verification | None:
+        if not self.verify:
+            return None
+        return verify_file(path, self.model, self.captured, expected, options, self.samples)
+
+
+def _best_options(path: Path) -> SessionOptions:
+    """ONNX Runtime's skip-layer-norm kernel is slower than Add and LayerNormalization on CPUs."""
+    try:
+        found = optimized_operators(path, SessionOptions())
+    except Exception:  # a file that does not open is verification's to report
+        return SessionOptions()
+    slow = ("com.microsoft", "SkipLayerNormalization") in found
+    return SessionOptions(disabled_optimizers=("SkipLayerNormFusion",) if slow else ())
+
+
+def _hand_over(report: ExportReport, aside: Stage) -> None:
+    """Publish every file, or keep the rejected ones beside under another name and raise."""
+    if report.passed:
+        aside.publish()
+        return
+    failed = [file for file in report.files if not file.passed]
+    kept = [aside.reject(file.path.name, report.to_dict()) for file in failed]
+    error = VerificationError(
+        f"{len(failed)} of {len(report.files)} exported files failed verification",
+        where=", ".join(str(path) for path in kept),
+        why="; ".join(problem for file in failed for problem in file.problems),
+        remedy="nothing was written to the path asked for; the report lies beside the rejected file",
+    )
+    error.report = report
+    raise error

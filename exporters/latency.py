@@ -1,0 +1,178 @@
+"""How long one call takes: PyTorch and the exported files side by side in one process."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from exporters.errors import ExportError
+from exporters.inputs import BATCH, Inputs, collect
+from exporters.plain import plain_model
+from exporters.report import ExportReport
+from exporters.runtime import open_session, require_runtime, run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Files = Mapping[str, str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one contender in milliseconds: the median, and the span of the middle 80 %."""
+
+    name: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """A comparison.
+
+    Attributes:
+        rows: The contenders, in the order they were measured.
+        sizes: Shape of each input.
+        threads: Threads that PyTorch and ONNX Runtime were allowed.
+        rounds: Measured calls of each contender.
+        notes: Who could not take part, and why.
+    """
+
+    rows: tuple[Latency, ...]
+    sizes: dict[str, tuple[int, ...]]
+    threads: int
+    rounds: int
+    notes: tuple[str, ...] = ()
+
+    def ratio(self, name: str, to: str) -> float:
+        """Median of one contender over that of another."""
+        medians = {row.name: row.median_ms for row in self.rows}
+        return medians[name] / medians[to]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return asdict(self)
+
+    def __rich__(self) -> Table:
+        """A table; the fastest comes out at 1.00."""
+        from rich.table import Table
+
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.sizes.items())
+        caption = "; ".join(
+            (f"{shapes}, {self.threads} threads, {self.rounds} rounds", *self.notes)
+        )
+        table = Table(title="latency", title_justify="left", caption=caption)
+        for column in ("", "median ms", "10 to 90 %", "to the fastest"):
+            table.add_column(column, justify="right" if column else "left")
+        fastest = min(row.median_ms for row in self.rows)
+        for row in self.rows:
+            span = f"{row.low_ms:.1f} to {row.high_ms:.1f}"
+            table.add_row(row.name, f"{row.median_ms:.1f}", span, f"{row.median_ms / fastest:.2f}")
+        return table
+
+
+def benchmark(
+    model: nn.Module,
+    files: Files | ExportReport,
+    *,
+    inputs: Any = None,
+    batch: int = 1,
+    rounds: int = 20,
+    warmup: int = 3,
+    threads: int | None = None,
+    compiled: bool = True,
+) -> LatencyReport:
+    """Measure eager PyTorch, ``torch.compile`` and exported files against each other.
+
+    Every round calls each contender once, so that a busy machine slows all of them alike. Files are
+    opened with the session options that they recommend.
+
+    Args:
+        model: The model in eval mode; adapters are folded in a copy.
+        files: Paths by name, or the report of an export.
+        inputs: As ``example_inputs`` of :func:`exporters.to_onnx`.
+        batch: Batch size to measure at.
+        rounds: Measured calls of each contender.
+        warmup: Calls before that, not measured.
+        threads: For PyTorch and ONNX Runtime alike; None takes PyTorch's setting.
+        compiled: Whether ``torch.compile`` takes part. It needs a C++ compiler.
+
+    Raises:
+        ExportError: If the model or the inputs do not allow it, or ONNX Runtime is not installed.
+    """
+    require_runtime()
+    if rounds < 1 or batch < 1:
+        raise ExportError(
+            f"nothing to measure with rounds={rounds} and batch={batch}",
+            remedy="both must be at least 1",
+        )
+    plain = plain_model(model).model
+    given = collect(plain, inputs)
+    given = given.resized({BATCH: batch}) if BATCH in given.sizes else given
+    with _threads(threads) as count:
+        contenders, notes = _contenders(plain, files, given, count, compiled)
+        times = _interleave(contenders, rounds, warmup)
+    rows = tuple(_latency(name, values) for name, values in times.items())
+    sizes = {name: tuple(value.shape) for name, value in given.tensors.items()}
+    return LatencyReport(rows, sizes, count, rounds, tuple(notes))
+
+
+def _contenders(
+    model: nn.Module, files: Files | ExportReport, inputs: Inputs, threads: int, compiled: bool
+) -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    found: dict[str, Callable[[], Any]] = {"torch eager": lambda: model(**inputs.kwargs)}
+    notes = []
+    if compiled:
+        fast = torch.compile(model)
+        try:
+            with torch.no_grad():
+                fast(**inputs.kwargs)
+            found["torch.compile"] = lambda: fast(**inputs.kwargs)
+        except Exception as error:  # whatever the compiler of this machine raises
+            notes.append(f"torch.compile did not run: {type(error).__name__}")
+    if isinstance(files, ExportReport):
+        files = {f"onnx {file.target}": file.path for file in files.files}
+    for name, path in files.items():
+        session = open_session(path, threads=threads)
+        found[name] = lambda session=session: run(session, inputs.feeds)  # type: ignore[misc]
+    return found, notes
+
+
+@torch.no_grad()
+def _interleave(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: int
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(warmup + rounds):
+        for name, call in contenders.items():
+            started = time.perf_counter()
+            call()
+            if round_ >= warmup:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return times
+
+
+def _latency(name: str, times: list[float]) -> Latency:
+    ordered = sorted(times)
+    tenth = len(ordered) // 10
+    return Latency(name, statistics.median(ordered), ordered[tenth], ordered[-1 - tenth])
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[int]:
+    """Give PyTorch ``count`` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield count or before
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,41 @@
+"""Attention computed by ``aten.scaled_dot_product_attention``."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from torch import fx
+
+from exporters.patterns.base import Refusal
+from exporters.patterns.scores import Scores
+from surgery.anatomy.attention import Core
+from surgery.anatomy.graph import Graph, shape_of
+
+_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+class ScaledDotProduct:
+    """One call; only its arguments can be in the way."""
+
+    kind: ClassVar[str] = "sdpa"
+
+    def match(self, core: Core, graph: Graph) -> Scores | Refusal:
+        """Return the scores, or the argument that no fused operator takes."""
+        given = {**dict(zip(_NAMES, core.node.args, strict=False)), **core.node.kwargs}
+        if given.get("dropout_p"):
+            return Refusal(f"dropout with p = {given['dropout_p']} is active")
+        if given.get("enable_gqa"):
+            return Refusal("key and value heads are shared by groups of query heads (enable_gqa)")
+        mask, scale = given.get("attn_mask"), given.get("scale")
+        return Scores(
+            core.query,
+            core.key,
+            core.value,
+            key_transposed=False,
+            scale=scale if isinstance(scale, float) else 1 / math.sqrt(shape_of(core.query)[-1]),
+            mask=mask if isinstance(mask, fx.Node) else None,
+            causal=bool(given.get("is_causal")),
+            product=core.node,
+            result=core.result,
+        )

@@ -1,0 +1,111 @@
+"""Attention spelled out: a product, a softmax, another product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from exporters.evaluate import Evaluator, index_tensor
+from exporters.patterns.base import LOWEST, Refusal, is_move, keeps_values, scale_factor
+from exporters.patterns.scores import Replay, Scores
+from surgery.anatomy.attention import Core
+from surgery.anatomy.graph import Graph, op_name, shape_of
+
+
+@dataclass
+class _Walk:
+    """From the softmax back to the product.
+
+    Attributes:
+        nodes: What lies between, the softmax excluded, from the product on.
+        scale: The product of all factors.
+        masks: What is added.
+        replayed: Whether the masks are not simply one last summand.
+    """
+
+    nodes: list[fx.Node] = field(default_factory=list)
+    scale: float = 1.0
+    masks: list[fx.Node] = field(default_factory=list)
+    replayed: bool = False
+
+
+class SoftmaxBetweenProducts:
+    """``softmax(query @ key^T * scale + mask, -1) @ value``, node by node."""
+
+    kind: ClassVar[str] = "softmax"
+
+    def match(self, core: Core, graph: Graph) -> Scores | Refusal:
+        """Return the scores, or the first node that does something else."""
+        softmax = core.node
+        if softmax.args[1] not in (-1, len(shape_of(softmax)) - 1):
+            return Refusal(f"the softmax runs over dimension {softmax.args[1]}")
+        walk = _Walk()
+        product = self._back(softmax, walk, graph)
+        result = self._forward(softmax)
+        for found in (product, result):
+            if isinstance(found, Refusal):
+                return found
+        assert isinstance(product, fx.Node) and isinstance(result, fx.Node)
+        (query, key), (_, value) = product.args, result.args
+        assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
+        assert isinstance(value, fx.Node)
+        mask = walk.masks[0] if walk.masks else None
+        replay = Replay(product, tuple(walk.nodes)) if walk.replayed else None
+        return Scores(query, key, value, True, walk.scale, replay or mask, False, product, result)
+
+    def _back(self, softmax: fx.Node, walk: _Walk, graph: Graph) -> fx.Node | Refusal:
+        node = softmax.all_input_nodes[0]
+        while op_name(node) != "matmul":
+            if len(node.users) > 1:
+                return Refusal(f"the scores are read more than once, at {op_name(node)}")
+            following = self._step(node, walk)
+            if isinstance(following, Refusal):
+                return following
+            walk.nodes.insert(0, node)
+            node = following
+        if len(node.users) > 1:
+            return Refusal("the product of query and key is read more than once")
+        if walk.replayed and not _stays_in_place(node, walk, graph):
+            return Refusal("the scores are rearranged before the softmax")
+        return node
+
+    def _step(self, node: fx.Node, walk: _Walk) -> fx.Node | Refusal:
+        """What comes before ``node``, if it is one of the things that may happen to scores."""
+        factor, name = scale_factor(node), op_name(node)
+        before = node.all_input_nodes[0]
+        if factor is not None:
+            walk.scale *= factor
+            walk.replayed |= bool(walk.masks)
+        elif is_move(node) and name != "getitem":
+            walk.replayed = True
+        elif name == "add" and not node.kwargs and shape_of(before) == shape_of(node):
+            walk.replayed |= bool(walk.masks)
+            walk.masks += node.all_input_nodes[1:]
+        elif name == "masked_fill" and isinstance(node.args[2], float) and node.args[2] <= LOWEST:
+            walk.replayed = True
+        elif not keeps_values(node):
+            return Refusal(f"scores pass through {name} before the softmax")
+        return before
+
+    def _forward(self, softmax: fx.Node) -> fx.Node | Refusal:
+        """Walk on from the softmax to the product with the value."""
+        node = softmax
+        while len(node.users) == 1:
+            (user,) = node.users
+            if op_name(user) == "matmul" and user.args[0] is node:
+                return user
+            if not keeps_values(user):
+                return Refusal(f"probabilities pass through {op_name(user)} after the softmax")
+            node = user
+        return Refusal("the attention probabilities are read more than once")
+
+
+def _stays_in_place(product: fx.Node, walk: _Walk, graph: Graph) -> bool:
+    """Whether every score is, before the softmax, where the product put it."""
+    start = index_tensor(shape_of(product))
+    others = [node for node in walk.nodes if not is_move(node)]
+    last = walk.nodes[-1] if walk.nodes else product
+    return torch.equal(Evaluator(graph, {product: start}, others)(last), start)
