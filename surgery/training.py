@@ -1,0 +1,213 @@
+"""What SRLoRA needs besides an ordinary training loop: one call between backward and step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.adapters.recompose import Recomposed
+from surgery.errors import StateError
+from surgery.groups import parameter_groups
+from surgery.operations.adapted import CHILD, Adapted, adapted_modules
+
+__all__ = ["Recomposer", "Recomposition", "parameter_groups"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recomposition:
+    """What one call of :meth:`Recomposer.step` changed.
+
+    Attributes:
+        step: Number of the optimizer step, from 1.
+        swapped: Adapter name -> number of pairs fused and born anew.
+        exhausted: Adapters that had a switch due for the first time without directions left.
+    """
+
+    step: int
+    swapped: dict[str, int]
+    exhausted: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> int:
+        """Pairs swapped in all adapters together."""
+        return sum(self.swapped.values())
+
+    def __str__(self) -> str:
+        text = f"step {self.step}: {self.pairs} pairs of {len(self.swapped)} adapters recomposed"
+        if self.exhausted:
+            text += f"; no directions left in {', '.join(self.exhausted)}"
+        return text
+
+
+class Recomposer:
+    """Switches the subspaces of SRLoRA adapters during training (arXiv 2505.12433).
+
+    ``loss.backward(); recomposer.step(); optimizer.step()``, once an optimizer step, also under
+    gradient accumulation. Importance is taken from the gradient of the loss: under a
+    ``GradScaler`` call ``scaler.unscale_(optimizer)`` first, and clip gradients afterwards.
+
+    An adapter that visits target_rank directions has N = (target_rank - rank) / r' switches, one
+    every total_steps / N steps, at most one a step. The one that falls on the last step is left
+    out: it cannot change the function any more. At a switch the swapped pairs lose their gradient
+    and their optimizer state; nothing else does. Adam's step count stays, so their next update is
+    (1 - beta1) / sqrt(1 - beta2), about 3 times the learning rate.
+
+    Args:
+        model: Carries the adapters; may be wrapped (DDP, torch.compile).
+        optimizer: Trains them.
+        total_steps: Optimizer steps of the whole training.
+
+    Attributes:
+        history: Every recomposition so far.
+        steps: Calls of :meth:`step` so far.
+        skipped: Steps whose gradients were not finite, and not taken into the scores.
+
+    Raises:
+        StateError: If no adapter of the model recomposes, the optimizer does not train one of
+            them, or total_steps is not positive.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, total_steps: int
+    ) -> None:
+        seats = {name: (adapter, owner) for name, adapter, owner in _seats(model)}
+        self._adapters = {name: adapter for name, (adapter, _) in seats.items()}
+        self._owners = {name: owner for name, (_, owner) in seats.items()}
+        self._optimizer, self.total_steps = optimizer, total_steps
+        _check(self._adapters, optimizer, total_steps)
+        self.history: list[Recomposition] = []
+        self.steps = self.skipped = 0
+        self._exhausted: set[str] = set()
+
+    def step(self) -> Recomposition | None:
+        """Observe the gradients and, where it is time, recompose.
+
+        Returns:
+            What was recomposed, or None if nothing was.
+
+        Raises:
+            StateError: If no adapter has a gradient: before backward, or after ``zero_grad``.
+        """
+        gradients = [
+            grad for parameter in self._parameters() if (grad := parameter.grad) is not None
+        ]
+        if not gradients:
+            raise StateError(
+                "no adapter has a gradient",
+                where=next(iter(self._adapters)),
+                remedy="call loss.backward(), recomposer.step(), optimizer.step() in this order",
+            )
+        self.steps += 1
+        self._observe(gradients)
+        due = [name for name, adapter in self._adapters.items() if self._is_due(adapter)]
+        return self._recompose(due) if due else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands; scores, directions and ledgers are buffers of the adapters."""
+        return {
+            "steps": self.steps,
+            "total_steps": self.total_steps,
+            "skipped": self.skipped,
+            "exhausted": sorted(self._exhausted),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken; load the model's and the optimizer's state as well."""
+        self.steps, self.total_steps = int(state["steps"]), int(state["total_steps"])
+        self.skipped, self._exhausted = int(state["skipped"]), set(state["exhausted"])
+
+    def _observe(self, gradients: list[Tensor]) -> None:
+        if not torch.nn.utils.get_total_norm(gradients, float("inf")).isfinite():
+            self.skipped += 1
+            _LOG.warning("step %d: gradients are not finite, importance not updated", self.steps)
+            return
+        for adapter in self._adapters.values():
+            adapter.observe()
+
+    def _is_due(self, adapter: Recomposed) -> bool:
+        """Whether step k total_steps / N, rounded up, is this one for some k."""
+        before, now = (
+            n * adapter.switches // self.total_steps for n in (self.steps - 1, self.steps)
+        )
+        return before < now and self.steps < self.total_steps
+
+    def _recompose(self, due: list[str]) -> Recomposition | None:
+        swapped = {name: self._switch(self._adapters[name]) for name in due}
+        exhausted = {name for name, pairs in swapped.items() if pairs == 0} - self._exhausted
+        self._exhausted |= exhausted
+        for owner in dict.fromkeys(self._owners[name] for name in due if swapped[name]):
+            owner.refresh_base()
+        done = {name: pairs for name, pairs in swapped.items() if pairs}
+        if not done and not exhausted:
+            return None
+        report = Recomposition(self.steps, done, tuple(sorted(exhausted)))
+        self.history.append(report)
+        _LOG.info("%s", report)
+        return report
+
+    @torch.no_grad()
+    def _switch(self, adapter: Recomposed) -> int:
+        """Recompose one adapter, and forget gradient and optimizer state of the swapped pairs."""
+        index = adapter.recompose()
+        if len(index):
+            for parameter, dim in adapter.pairs().values():
+                if parameter.grad is not None:
+                    parameter.grad.index_fill_(dim, index, 0)
+                _forget(self._optimizer.state.get(parameter, {}), parameter, dim, index)
+        return len(index)
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for adapter in self._adapters.values():
+            yield from (parameter for parameter, _ in adapter.pairs().values())
+
+
+def _forget(state: dict[Any, Any], parameter: nn.Parameter, dim: int, index: Tensor) -> None:
+    """Zero moments at exactly the swapped pairs; a master copy takes the parameter's new values."""
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.shape != parameter.shape:
+            continue
+        where = index.to(value.device)
+        if "master" in str(key):
+            value.index_copy_(dim, where, parameter.index_select(dim, index).to(value))
+        else:
+            value.index_fill_(dim, where, 0)
+
+
+def _seats(model: nn.Module) -> Iterator[tuple[str, Recomposed, Adapted]]:
+    """Each recomposing adapter with its name, and the adapted module whose weight it corrects."""
+    for path, owner in adapted_modules(model):
+        prefix = f"{path}.{CHILD}" if path else CHILD
+        for name, adapter in owner.adapters.named_modules(prefix=prefix):
+            if isinstance(adapter, Recomposed):
+                yield name, adapter, owner
+
+
+def _check(
+    adapters: dict[str, Recomposed], optimizer: torch.optim.Optimizer, total_steps: int
+) -> None:
+    if total_steps <= 0:
+        raise StateError(
+            f"total_steps {total_steps} is no number of steps",
+            remedy="pass the optimizer steps of the whole training: epochs * batches per epoch",
+        )
+    if not adapters:
+        raise StateError(
+            "the model has no adapter that recomposes",
+            remedy="apply a policy with adapter 'srlora', or train without a Recomposer",
+        )
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, adapter in adapters.items():
+        if any(id(p) not in owned for p, _ in adapter.pairs().values()):
+            raise StateError(
+                "the optimizer does not train an adapter of the model",
+                where=name,
+                why="its state could not be reset at a recomposition",
+                remedy="make the optimizer after surgery.apply, of surgery.parameter_groups(model)",
+            )
