@@ -55,8 +55,10 @@ def get(kind: str) -> type[Adapter]:
 
 
 def options_of(kind: str) -> tuple[str, ...]:
-    """The hyper-parameters that adapters of ``kind`` take: those of its class, and, as long as it hands
-    further ones on (``**options``), those of the class it extends."""
+    """The hyper-parameters that adapters of ``kind`` take.
+
+    They are those of its class and, as long as it hands others on (``**options``), of what it extends.
+    """
     found: dict[str, None] = {}
     for cls in get(kind).__mro__:
         if "__init__" not in vars(cls):
