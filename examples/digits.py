@@ -77,7 +77,7 @@ class Preprocess(nn.Module):
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
         super().__init__()
-        config: dict[str, Any] = resolve_data_config(model=model)  # type: ignore[no-untyped-call]
+        config: dict[str, Any] = resolve_data_config(model=model)
         self.size, self.mode = image_size, config["interpolation"]
         self.mean = torch.tensor(config["mean"]).reshape(3, 1, 1)
         self.std = torch.tensor(config["std"]).reshape(3, 1, 1)

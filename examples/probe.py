@@ -28,10 +28,13 @@ class LinearHead:
     bias: Tensor
     penalty: float
 
+    def answers(self, features: Tensor) -> Tensor:
+        """The class (n,) of each row of ``features`` (n, features)."""
+        return F.linear(features, self.weight, self.bias).argmax(1)
+
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Share of ``labels`` (n,) predicted from ``features`` (n, features)."""
-        predicted = F.linear(features, self.weight, self.bias).argmax(1)
-        return (predicted == labels).double().mean().item()
+        return (self.answers(features) == labels).double().mean().item()
 
 
 def fit(features: Tensor, labels: Tensor, classes: int) -> LinearHead:
@@ -73,10 +76,10 @@ def _fit(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Line
         optimizer.zero_grad()
         loss = F.cross_entropy(F.linear(inputs, weight, bias), labels)
         loss = loss + penalty / 2 * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     raw = weight.detach() / std
     return LinearHead(raw, bias.detach() - raw @ mean, penalty)
 

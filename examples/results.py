@@ -97,12 +97,40 @@ class File:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a call: the median, and the middle half of the runs."""
+    """Milliseconds a call: the median, and the ends of the middle 80 % of the calls."""
 
     name: str
     median: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """A comparison in one process, the calls of all contenders interleaved.
+
+    Attributes:
+        rows: The contenders, eager PyTorch first.
+        batch: Images a call.
+        threads: Threads each may use.
+        rounds: Measured calls of each.
+        notes: Who could not take part, and why.
+    """
+
+    rows: tuple[Latency, ...]
+    batch: int
+    threads: int
+    rounds: int
+    notes: tuple[str, ...] = ()
+
+    def speedup(self, row: Latency) -> float:
+        """How many times faster than eager PyTorch."""
+        return self.rows[0].median / row.median
+
+    @property
+    def fastest(self) -> Latency:
+        """The contender with the lowest median."""
+        return min(self.rows, key=lambda row: row.median)
 
 
 @dataclass(frozen=True)
@@ -148,8 +176,7 @@ class Results:
     organs: tuple[Organ, ...]
     checks: tuple[Check, ...]
     files: tuple[File, ...]
-    latencies: tuple[Latency, ...]
-    latency_batch: int
+    latency: Latencies
     stages: tuple[Stage, ...]
     peak_memory: int
     environment: dict[str, str]

@@ -55,7 +55,7 @@ def fine_tune(
     recipe: Recipe,
     *,
     seed: int,
-    before_step: Callable[[], None] = lambda: None,
+    before_step: Callable[[], object] | None = None,
     progress: Progress = lambda done: None,
 ) -> list[float]:
     """Minimise cross-entropy.
@@ -82,8 +82,9 @@ def fine_tune(
         batch = images[index]
         loss = F.cross_entropy(model(preprocess(batch.pixels)), batch.labels)
         optimizer.zero_grad()
-        loss.backward()
-        before_step()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if before_step is not None:
+            before_step()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         optimizer.step()
         schedule.step()
@@ -104,7 +105,8 @@ def run(
 ) -> Tensor:
     """``function`` of every preprocessed image: features or logits, (n, width)."""
     parts = []
-    for pixels in images.pixels.split(batch):
+    for start in range(0, len(images), batch):
+        pixels = images.pixels[start : start + batch]
         parts.append(function(preprocess(pixels)))
         progress(len(pixels))
     return torch.cat(parts)

@@ -114,9 +114,14 @@ def test_a_broken_wheel_leaves_nothing(tmp_path: Path, broken: bool) -> None:
 def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), assets.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def write() -> None:
+        with assets.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert path.read_text() == "old"
     assert files(tmp_path) == ["report.html"]
 

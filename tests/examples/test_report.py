@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from examples import charts, report
 from examples.results import (
@@ -18,12 +20,14 @@ from examples.results import (
     Check,
     Digit,
     File,
+    Latencies,
     Latency,
     Organ,
     Results,
     Stage,
     Training,
 )
+from examples.terminal import closing_table
 
 VOID = {"meta", "img", "br", "line", "path"}
 SECTIONS = ["accuracy", "training", "surgery", "checks", "files", "latency", "cost", "setup"]
@@ -47,8 +51,10 @@ def results() -> Results:
             File("portable", "m.onnx", 88_123_456, 455, 2.5e-7, 1e-5, 1.0, {}, {}),
             File("fused", "m.fused.onnx", 87_000_000, 155, 1e-6, 1e-5, None, {"A": 2}, {"A": 1}),
         ),
-        latencies=(Latency("torch eager", 40.0, 39.0, 44.0), Latency("fused file", 16.0, 15, 17)),
-        latency_batch=1,
+        latency=Latencies(
+            (Latency("torch eager", 40.0, 39.0, 44.0), Latency("fused file", 16.0, 15.0, 17.0)),
+            *(1, 2, 40, ("torch.compile did not run",)),
+        ),
         stages=(Stage("fine-tune", 100.0), Stage("export", 20.0)),
         peak_memory=3_100_000_000,
         environment={"torch": "2.99", "threads": "2"},
@@ -93,6 +99,7 @@ def test_every_section_shows_its_numbers(results: Results) -> None:
     for expected in (
         *("96.8", "91.7", "83 misread", "32 misread", "0.36", "73,920", "1 of 2", "2.50"),
         *("vit-attn-qv", "88.1 MB", "455", "2.5 × 10⁻⁷", "1 of 2 A", "40.0 ms", "16.0 ms"),
+        "torch.compile did not run",
         *("120 s", "3.1 GB", "2.99", "Weights <as shipped>", "drift 1e-7", "off by 2"),
     ):
         assert expected in words, expected
@@ -148,6 +155,17 @@ def test_the_interval_holds_the_share(total: int, data: st.DataObject) -> None:
     assert -1e-12 <= low <= correct / total + 1e-12
     assert correct / total - 1e-12 <= high <= 1 + 1e-12
     assert low < high
+
+
+def test_the_closing_table_says_the_same(results: Results) -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(closing_table(results))
+    text = console.export_text()
+    for expected in (
+        *("91.7%", "96.8%", "0.36%", "77,770", "16.0 ms", "2.50×", "2.5 × 10⁻⁷"),
+        *("1 of 2 A", "✓ Fold", "✗ Parity", "120 s", "3.1 GB"),
+    ):
+        assert expected in text, expected
 
 
 def test_numbers_for_people() -> None:
