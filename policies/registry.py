@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from policies import source
 from policies.errors import PolicyError, nearest
-from policies.schema import Policy
+from policies.schema import AdapterSpec, Policy, lay
+from policies.source import Document
 
 GROUP = "model_surgery.policies"
 LIBRARY = Path(__file__).parent / "library"
@@ -30,8 +31,7 @@ def folders() -> tuple[Path, ...]:
 
 def names() -> tuple[str, ...]:
     """Every policy that can be asked for by name."""
-    files = (f.stem for folder in folders() for f in folder.glob("*.yaml"))
-    return tuple(sorted({*_registered, *_from_packages(), *files}))
+    return tuple(sorted(_known()))
 
 
 def register(policy: Policy) -> Policy:
@@ -47,100 +47,116 @@ def get(policy: PolicyLike, **overrides: Any) -> Policy:
         policy: A name, a path to a YAML file, a mapping, or a :class:`Policy`.
         **overrides: ``adapter="srlora"`` (keeps rank and alpha, drops the other kind's options),
             ``rank``, ``alpha``, ``train``, ``roles``, ``depth``, ``modules``; anything else is an
-            option of the adapter. They hold for every selection and win over the policy.
+            option of the adapter. They hold for every selection and win over the policy; None is
+            no override.
 
     Raises:
-        PolicyError: If there is no such policy (with the nearest name), or it is malformed.
+        PolicyError: If there is no such policy (with the nearest name), it is malformed, or an override
+            would have nothing to act on.
     """
     found = _find(policy, seen=())
     given = {name: value for name, value in overrides.items() if value is not None}
     return _override(found, given) if given else found
 
 
+def _known() -> dict[str, Policy | Path | EntryPoint]:
+    """What each name stands for; later sources win: packages, library, home, project, this process."""
+    known: dict[str, Policy | Path | EntryPoint] = {p.name: p for p in entry_points(group=GROUP)}
+    for folder in reversed(folders()):
+        known |= {file.stem: file for file in folder.glob("*.yaml")}
+    return known | _registered
+
+
 def _find(policy: PolicyLike, seen: tuple[str, ...]) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if isinstance(policy, Mapping):
-        return _extend(policy, "the policy given", {}, seen)
+        return _extend(Document(policy), seen)
     text = os.fspath(policy)
     if isinstance(policy, os.PathLike) or text.endswith(_SUFFIXES):
         return _from_file(Path(text), seen)
-    if text in _registered:
-        return _registered[text]
-    for folder in folders():
-        path = folder / f"{text}.yaml"
-        if _is_name(text) and path.is_file():
-            return _from_file(path, seen)
-    if text in _from_packages():
-        return _from_packages()[text]
-    raise _unknown(text)
+    known = _known()
+    if text not in known:
+        raise _unknown(text, known)
+    entry = known[text]
+    if isinstance(entry, EntryPoint):
+        return _from_package(entry, seen)
+    return _from_file(entry, seen) if isinstance(entry, Path) else entry
 
 
-def _unknown(name: str) -> PolicyError:
-    near = nearest(name, names())
+def _unknown(name: str, known: Mapping[str, object]) -> PolicyError:
+    near = nearest(name, known)
     return PolicyError(
         f"there is no policy named {name!r}",
-        why=f"the names are {', '.join(names())}",
+        why=f"the names are {', '.join(sorted(known))}",
         remedy=f"did you mean {near!r}?" if near else "pass a name, a path, a dict or a Policy",
     )
 
 
 def _from_file(path: Path, seen: tuple[str, ...]) -> Policy:
-    data, lines = source.load_file(path)
-    return _extend({"name": path.stem, **data}, str(path), lines, seen)
+    document = source.load_file(path)
+    return _extend(replace(document, data={"name": path.stem, **document.data}), seen)
 
 
-def _extend(
-    data: Mapping[str, Any],
-    where: str,
-    lines: Mapping[tuple[str | int, ...], int],
-    seen: tuple[str, ...],
-) -> Policy:
+def _from_package(entry: EntryPoint, seen: tuple[str, ...]) -> Policy:
+    """What another package offers: a Policy, a mapping or a path."""
+    try:
+        offered = entry.load()
+    except Exception as error:
+        raise PolicyError(
+            f"the policy {entry.name!r} cannot be loaded",
+            where=f"{entry.group}: {entry.value}",
+            why=f"{type(error).__name__}: {error}",
+            remedy="update or remove the package that offers it",
+        ) from error
+    return _find(offered, (*seen, entry.name))
+
+
+def _extend(document: Document, seen: tuple[str, ...]) -> Policy:
     """Lay a policy over the one it extends: keys replace keys, the adapter is merged."""
-    parent = data.get("extends")
-    own = {key: value for key, value in data.items() if key != "extends"}
-    own.setdefault("name", "unnamed")
+    own = dict(document.data)
+    parent = own.pop("extends", None)
     if parent is None:
-        return source.build(own, where, lines)
+        return source.build(replace(document, data={"name": "unnamed", **own}))
+    if isinstance(parent, str) and parent.endswith(_SUFFIXES):
+        parent = str((document.folder / parent).resolve())
     if not isinstance(parent, str) or parent in seen:
         raise PolicyError(
-            f"{parent!r} cannot be extended", where=where,
+            f"{parent!r} cannot be extended",
+            where=document.at(("extends",)),
             why="extends takes one name or path, and no policy may extend itself",
             remedy="name another policy in extends",
-        )  # fmt: skip
+        )
     base = _find(parent, (*seen, parent)).to_dict()
-    adapter = own.get("adapter")
-    if isinstance(adapter, Mapping) and "kind" not in adapter:
-        own["adapter"] = {**base.get("adapter", {}), **adapter}
-    return source.build({**base, **own}, where, lines)
+    if "adapter" in own:
+        own["adapter"] = lay(own["adapter"], over=base.get("adapter", {}))
+    return source.build(replace(document, data={**base, "name": "unnamed", **own}))
 
 
 def _override(policy: Policy, given: dict[str, Any]) -> Policy:
-    kind = given.pop("adapter", None)
-    train = given.pop("train", policy.train)
-    where = {key: given.pop(key) for key in _SELECTION_KEYS if key in given}
-    if isinstance(kind, Mapping):
-        spec = dict(kind)
-        kind = spec.pop("kind", None)
-        given = {**spec, **given}
-    data = policy.to_dict()
-    data["train"] = train
-    data["adapter"] = policy.adapter.override(kind, **given).model_dump()
-    selections = []
-    for selection in policy.select:
-        plain = selection.model_dump(mode="json", exclude_defaults=True) | where
-        if selection.adapter is not None:
-            plain["adapter"] = selection.adapter.override(kind, **given).model_dump()
-        selections.append(plain)
-    data["select"] = selections
-    return source.build(data, f"policy {policy.name!r} with overrides")
+    names = ", ".join(given)
+    data = policy.to_dict() | {key: given.pop(key) for key in ("train",) if key in given}
+    if given and not policy.select:
+        raise PolicyError(
+            f"policy {policy.name!r} puts no adapter anywhere, so {', '.join(given)} would change nothing",
+            remedy="override a policy that selects projections, or leave these out",
+        )
+    chosen = {key: given.pop(key) for key in _SELECTION_KEYS if key in given}
+    change = _adapter_change(given)
+    data["adapter"] = lay(change, over=policy.adapter)
+    data["select"] = [
+        selection.model_dump(mode="json", exclude_none=True)
+        | chosen
+        | ({"adapter": lay(change, over=selection.adapter)} if selection.adapter else {})
+        for selection in policy.select
+    ]
+    return source.build(Document(data, f"policy {policy.name!r} with {names} overridden"))
 
 
-def _is_name(text: str) -> bool:
-    """A name is no path: nothing outside the policy folders is read for it."""
-    return bool(text) and all(c.isalnum() or c in "-_." for c in text) and ".." not in text
-
-
-@functools.cache
-def _from_packages() -> dict[str, Policy]:
-    return {p.name: _find(p.load(), (p.name,)) for p in entry_points(group=GROUP)}
+def _adapter_change(given: Mapping[str, Any]) -> Any:
+    """``adapter=`` as a kind, mapping or AdapterSpec, together with the overrides of its values."""
+    spec = given.get("adapter", {})
+    whole = spec.model_dump() if isinstance(spec, AdapterSpec) else spec
+    change = {"kind": whole} if isinstance(whole, str) else whole
+    values = {name: value for name, value in given.items() if name != "adapter"}
+    return {**change, **values} if isinstance(change, Mapping) else change

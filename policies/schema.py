@@ -5,21 +5,51 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from policies import depth as depths
 from policies.errors import PolicyError
 from policies.roles import Role
 
 TRAIN_WORDS = ("head", "norms", "biases", "embeddings")
+_SHORT = {role.short: role for role in Role}
+_SHARED = ("rank", "alpha")
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _full_role(value: Any) -> Any:
+    return _SHORT.get(value, value) if isinstance(value, str) else value
+
+
+def _readable_depth(value: Any) -> Any:
+    """Layer numbers become text; a text that makes no sense is refused with its remedy."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        try:
+            depths.parse(value)
+        except PolicyError as error:
+            context = {"what": error.what, "remedy": error.remedy}
+            raise PydanticCustomError("depth", "{what}", context) from error
+    return value
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Roles = Annotated[tuple[Role, ...], BeforeValidator(_as_list)]
+Roles = Annotated[
+    tuple[Annotated[Role, BeforeValidator(_full_role)], ...], BeforeValidator(_as_list)
+]
+Depth = Annotated[str, BeforeValidator(_readable_depth)]
 
 
 class Strict(BaseModel):
@@ -35,47 +65,72 @@ class AdapterSpec(Strict):
     the adapter when a plan is made, because adapters can come from other packages.
     """
 
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
+
     kind: str = Field("symlora", description="symlora, srlora, lora, pissa, ... or your own")
-    rank: int = Field(8, ge=1, description="number of pairs r")
-    alpha: float | None = Field(None, gt=0, description="scaling numerator; none means rank")
+    rank: int = Field(8, ge=1, strict=True, description="number of pairs r")
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        strict=True,
+        allow_inf_nan=False,
+        description="scaling numerator; none means rank",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own options")
 
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, data: Any) -> Any:
         """``symlora`` alone is a kind; unknown keys of a mapping are options."""
-        if isinstance(data, str):
-            return {"kind": data}
-        if not isinstance(data, Mapping):
+        data = _spec(data)
+        if not isinstance(data, Mapping) or not isinstance(data.get("options", {}), Mapping):
             return data
         known = {name: value for name, value in data.items() if name in cls.model_fields}
         extra = {str(name): value for name, value in data.items() if name not in cls.model_fields}
         return {**known, "options": {**known.get("options", {}), **extra}}
 
-    def override(self, kind: str | None = None, **changes: Any) -> AdapterSpec:
-        """This adapter with some values changed. Another kind keeps rank and alpha, not the options."""
-        keep = self.options if kind in (None, self.kind) else {}
-        own = {name: changes.pop(name) for name in ("rank", "alpha") if name in changes}
-        base = {"rank": self.rank, "alpha": self.alpha, **own}
-        return AdapterSpec(kind=kind or self.kind, options={**keep, **changes}, **base)
+    @model_serializer
+    def _in_full(self) -> dict[str, Any]:
+        """Never abridged: a stored policy must not change with our defaults."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+def lay(change: Any, over: Any) -> Any:
+    """Lay a partial adapter over a whole one; both are still to be validated.
+
+    Another kind keeps only rank and alpha of what lies below; a change that spells out its ``options`` has
+    all of them.
+    """
+    change, base = _spec(change), _spec(over)
+    if not isinstance(change, Mapping) or not isinstance(base, Mapping):
+        return change
+    default = AdapterSpec.model_fields["kind"].default
+    below = base.get("kind", default)
+    same = change.get("kind", below) == below
+    kept = {k: v for k, v in base.items() if k in _SHARED or (same and "options" not in change)}
+    return {"kind": below, **kept, **change}
+
+
+def _spec(data: Any) -> Any:
+    """The short form ``lora`` as a mapping, an adapter as plain data, anything else as it is."""
+    if isinstance(data, AdapterSpec):
+        return data.model_dump()
+    return {"kind": data} if isinstance(data, str) else data
 
 
 class Selection(Strict):
     """Some projections: those of these roles, at these depths, below these modules."""
 
     roles: Roles = Field((), description="attention.query, mlp.up, ...; empty means any role")
-    depth: str | int = Field("all", description=f"layers: {depths.EXAMPLES}")
+    depth: Depth = Field(
+        "all",
+        description=f"layers: {depths.EXAMPLES}",
+        json_schema_extra={"type": ["string", "integer"]},
+    )
     modules: Words = Field((), description="globs on module paths; empty means any module")
-    adapter: AdapterSpec | None = Field(None, description="instead of the policy's adapter")
-
-    @field_validator("depth")
-    @classmethod
-    def _readable(cls, value: str | int) -> str | int:
-        try:
-            depths.parse(value)
-        except PolicyError as error:
-            raise ValueError(f"{error.what}; {error.remedy}") from error
-        return value
+    adapter: AdapterSpec | None = Field(
+        None, description="laid over the policy's adapter, {rank: 16} is enough"
+    )
 
     @model_validator(mode="after")
     def _selects_something(self) -> Selection:
@@ -92,13 +147,22 @@ class Selection(Strict):
 class Policy(Strict):
     """A declaration: which roles, at which depths, get which adapter; what else stays trainable."""
 
-    name: str = Field(description="how users ask for it")
+    name: str = Field(min_length=1, description="how users ask for it")
     description: str = Field("", description="what it does, in a line")
     when: str = Field("", description="when to use it, in a line")
     source: str = Field("", description="where the recipe comes from")
     select: tuple[Selection, ...] = Field((), description="later selections win over earlier ones")
     adapter: AdapterSpec = AdapterSpec()
     train: Words = Field((), description="head, norms, biases, embeddings, or globs on parameters")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_adapters(cls, data: Any) -> Any:
+        """What a selection's adapter leaves open comes from the policy's adapter."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("select"), list | tuple):
+            return data
+        base = data.get("adapter", {})
+        return {**data, "select": [_complete(selection, base) for selection in data["select"]]}
 
     @model_validator(mode="after")
     def _does_something(self) -> Policy:
@@ -111,5 +175,12 @@ class Policy(Strict):
         return selection.adapter or self.adapter
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that :func:`policies.get` takes back."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        """Plain data that :func:`policies.get` takes back; adapters are spelt out in full."""
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        return plain | ({"adapter": self.adapter.model_dump(mode="json")} if self.select else {})
+
+
+def _complete(selection: Any, base: Any) -> Any:
+    if not isinstance(selection, Mapping) or selection.get("adapter") is None:
+        return selection
+    return {**selection, "adapter": lay(selection["adapter"], over=base)}

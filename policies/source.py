@@ -3,120 +3,191 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.composer import ComposerError
 
 from policies.errors import PolicyError, nearest
 from policies.roles import Role
-from policies.schema import TRAIN_WORDS, AdapterSpec, Policy, Selection
+from policies.schema import AdapterSpec, Policy, Selection
 
 MAX_BYTES = 64 * 1024
-_KEYS = (
-    {*Policy.model_fields, *Selection.model_fields, *AdapterSpec.model_fields, "extends"}
-    | {role.value for role in Role}
-    | set(TRAIN_WORDS)
-)
+MAX_NESTING = 12
+_ROLES = (*(role.value for role in Role), *(role.short for role in Role))
+
+Place = tuple[str | int, ...]
+"""Where in the data: ``("select", 0, "roles")``."""
 
 
-def load_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
+@dataclass(frozen=True)
+class Document:
+    """Plain data that is to become a policy.
+
+    Attributes:
+        data: The mapping.
+        where: What errors call it.
+        lines: Line number of each key and list entry, from 1, if it came from a file.
+        folder: What relative paths in it are relative to.
+    """
+
+    data: Mapping[str, Any]
+    where: str = "the policy given"
+    lines: Mapping[Place, int] = field(default_factory=dict)
+    folder: Path = Path()
+
+    def at(self, place: Place) -> str:
+        """``file.yaml:3``, for the innermost part of ``place`` that has a line."""
+        inwards = (place[:length] for length in range(len(place), 0, -1))
+        line = next((self.lines[part] for part in inwards if part in self.lines), None)
+        return f"{self.where}:{line}" if line else self.where
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses what can blow up or hide something: anchors, depth, keys given twice."""
+
+    nesting = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            raise _refusal("anchors and aliases are refused", event.start_mark)
+        if self.nesting >= MAX_NESTING:
+            raise _refusal(f"nested more than {MAX_NESTING} deep", event.start_mark)
+        self.nesting += 1
+        node = super().compose_node(parent, index)
+        self.nesting -= 1
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+        return node
+
+
+def load_file(path: Path) -> Document:
     """Read a policy file.
 
     Args:
         path: A YAML file of at most 64 KiB, without anchors or aliases.
 
-    Returns:
-        The mapping, and the line number of each key in it, by its path.
-
     Raises:
         PolicyError: If the file is missing, too large, or no YAML mapping.
     """
     try:
-        text = _read(path)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        loader = _Loader(_read(path))
+        node = loader.get_single_node()
+        data = loader.construct_document(node) if node else None
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(
-            "a policy file cannot be read", where=str(path), why=str(error),
-            remedy="check the path, or run 'surgery policies list' for the names",
-        ) from error  # fmt: skip
-    except (yaml.YAMLError, RecursionError) as error:
+            "a policy file cannot be read",
+            where=str(path),
+            why=str(error),
+            remedy="check the path; policies.names() lists what can be asked for by name",
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with a 13th month
+        raise _not_yaml(path, error) from error
+    if not isinstance(data, dict):
         raise PolicyError(
-            "a policy file is not YAML", where=str(path), why=_one_line(error),
-            remedy="mend the line named above",
-        ) from error  # fmt: skip
-    if not isinstance(data, dict) or node is None:
-        raise PolicyError(
-            "a policy file holds no mapping", where=str(path),
-            why=f"its top level is {type(data).__name__}", remedy="start with 'name: my-policy'",
-        )  # fmt: skip
-    return data, dict(_lines(node, ()))
+            "a policy file holds no mapping",
+            where=str(path),
+            why=f"its top level is {type(data).__name__}",
+            remedy="start with 'description: ...' and 'select:'",
+        )
+    return Document(data, str(path), dict(_lines(node, ())), path.parent)
 
 
-def build(
-    data: Mapping[str, Any],
-    where: str = "the policy given",
-    lines: Mapping[tuple[str | int, ...], int] | None = None,
-) -> Policy:
+def build(document: Document) -> Policy:
     """Validate plain data into a policy.
 
     Raises:
         PolicyError: If it does not fit the schema; each finding names its line and the near word.
     """
     try:
-        return Policy.model_validate(dict(data))
+        return Policy.model_validate(dict(document.data))
     except ValidationError as error:
-        findings = [_finding(item, lines or {}) for item in error.errors()]
+        findings = error.errors()
+        reasons = [_reason(finding) for finding in findings]
+        remedies = dict.fromkeys(r for finding in findings if (r := _remedy(finding)))
+        places = [document.at(finding["loc"]) for finding in findings]
+        if len(findings) > 1:
+            reasons = [f"{place}: {reason}" for place, reason in zip(places, reasons, strict=True)]
         raise PolicyError(
-            "a policy does not fit the schema", where=where, why="; ".join(f for f, _ in findings),
-            remedy="; ".join(r for _, r in findings if r) or "see docs/policies.md for the schema",
-        ) from error  # fmt: skip
+            "a policy does not fit the schema",
+            where=places[0],
+            why="\n       ".join(reasons),
+            remedy="; ".join(remedies) or "policies.json_schema() has every key and its type",
+        ) from error
 
 
 def _read(path: Path) -> str:
     if path.stat().st_size > MAX_BYTES:
         raise OSError(f"it has more than {MAX_BYTES} bytes")
-    text = path.read_text(encoding="utf-8")
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.YAMLError(f"anchors and aliases are refused, found one{event.start_mark}")
-    return text
+    return path.read_text(encoding="utf-8")
 
 
-def _lines(
-    node: yaml.Node, path: tuple[str | int, ...]
-) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    yield path, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*path, key.value), key.start_mark.line + 1
-            yield from (
-                (p, line)
-                for p, line in _lines(value, (*path, key.value))
-                if p != (*path, key.value)
-            )
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _lines(value, (*path, index))
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value in seen:
+            raise _refusal("a key is given twice, or is no plain word", key.start_mark)
+        seen.add(key.value)
 
 
-def _finding(
-    item: Mapping[str, Any], lines: Mapping[tuple[str | int, ...], int]
-) -> tuple[str, str | None]:
-    place = tuple(item["loc"])
-    line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
-    label = ".".join(str(part) for part in place) or "the policy"
-    prefix = f"line {line}, " if line else ""
-    word = place[-1] if item["type"] == "extra_forbidden" else item.get("input")
-    near = nearest(word, _KEYS - {word}) if isinstance(word, str) else None
-    message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
-    return (
-        f"{prefix}{label}: {message}",
-        f"did you mean {near!r} instead of {word!r}?" if near else None,
+def _refusal(problem: str, mark: yaml.Mark) -> ComposerError:
+    return ComposerError(None, None, problem, mark)
+
+
+def _not_yaml(path: Path, error: Exception) -> PolicyError:
+    mark = getattr(error, "problem_mark", None)
+    return PolicyError(
+        "a policy file is not YAML that we read",
+        where=f"{path}:{mark.line + 1}" if mark else str(path),
+        why=getattr(error, "problem", None) or " ".join(str(error).split()),
+        remedy="mend that line" if mark else "write plain UTF-8 text, and odd values in quotes",
     )
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _lines(node: yaml.Node | None, place: Place) -> Iterator[tuple[Place, int]]:
+    """Every key and list entry with its line."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*place, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*place, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*place, index), value.start_mark.line + 1
+            yield from _lines(value, (*place, index))
+
+
+def _reason(finding: Mapping[str, Any]) -> str:
+    """``select[0].depht: no such key; there are ...``."""
+    place, kind = finding["loc"], finding["type"]
+    label = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    if kind == "extra_forbidden":
+        text = f"no such key; there are {', '.join(_keys(place))}"
+    elif kind == "enum":
+        text = f"{finding['input']!r} is no role; the roles are {', '.join(Role)}"
+    else:
+        text = finding["msg"].removeprefix("Value error, ")
+    return f"{label.removeprefix('.')}: {text}" if label else text
+
+
+def _remedy(finding: Mapping[str, Any]) -> str | None:
+    place, kind = finding["loc"], finding["type"]
+    word, candidates = finding["input"], _ROLES
+    if kind == "extra_forbidden":
+        word, candidates = place[-1], _keys(place)
+    elif kind != "enum":
+        remedy: str | None = finding.get("ctx", {}).get("remedy")
+        return remedy
+    near = nearest(word, candidates) if isinstance(word, str) else None
+    return f"did you mean {near!r} instead of {word!r}?" if near else None
+
+
+def _keys(place: Place) -> tuple[str, ...]:
+    """The keys that there are around an unknown one."""
+    if len(place) == 1:
+        return (*Policy.model_fields, "extends")
+    inner = AdapterSpec if "adapter" in place else Selection
+    return tuple(inner.model_fields)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import policies
-from policies import Policy, PolicyError, Role
+from policies import Policy, PolicyError, Role, registry
 from policies.registry import LIBRARY
 
 
@@ -104,3 +109,73 @@ def test_a_registered_policy_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("policies.registry._registered", {})
     mine = policies.register(policies.get("vit-attn-qv", rank=3).model_copy(update={"name": "r3"}))
     assert policies.get("r3") == mine and "r3" in policies.names()
+
+
+def test_extends_is_relative_to_the_file_that_says_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("extends: vit-attn-qv\nadapter: {rank: 3}\n")
+    inner = tmp_path / "a"
+    inner.mkdir()
+    (inner / "base.yaml").write_text("extends: ../base.yaml\ntrain: [norms]\n")
+    child = inner / "child.yaml"
+    child.write_text("extends: base.yaml\nadapter: lora\n")
+    found = policies.get(child)
+    assert (found.name, found.train, found.adapter.rank) == ("child", ("norms",), 3)
+    assert found.adapter.kind == "lora" and found.select == policies.get("vit-attn-qv").select
+
+
+def test_two_policies_cannot_extend_each_other(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{one}.yaml").write_text(f"when: never\nextends: {other}.yaml\n")
+    with pytest.raises(PolicyError, match="no policy may extend itself") as caught:
+        policies.get(tmp_path / "a.yaml")
+    assert str(caught.value.where).endswith(".yaml:2")
+
+
+def test_the_readme_of_the_package_shows_a_policy_that_works(tmp_path: Path) -> None:
+    example = textwrap.dedent((policies.__doc__ or "").partition("::\n")[2])
+    path = tmp_path / "wider.yaml"
+    path.write_text(example)
+    policy = policies.get(path)
+    assert [policy.adapter_of(selection).rank for selection in policy.select] == [8, 16]
+    assert policy.adapter_of(policy.select[1]).options == policy.adapter.options
+
+
+@pytest.mark.parametrize("override", [{"rank": 4}, {"adapter": "lora"}, {"depth": "all"}])
+def test_an_override_that_changes_nothing_is_refused(override: dict[str, object]) -> None:
+    with pytest.raises(PolicyError, match="would change nothing"):
+        policies.get("head-only", **override)
+    assert policies.get("head-only", train=["norms"]).train == ("norms",)
+
+
+def test_none_is_no_override() -> None:
+    assert policies.get("vit-attn-qv", rank=None, adapter=None) == policies.get("vit-attn-qv")
+
+
+def test_a_bad_override_is_named() -> None:
+    with pytest.raises(PolicyError) as caught:
+        policies.get("vit-attn-qv", rank=0)
+    assert "'vit-attn-qv' with rank" in str(caught.value.where)
+
+
+def test_packages_offer_policies_and_a_broken_one_harms_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide = {"extends": "vit-attn-qv", "name": "wide"}
+    monkeypatch.setitem(sys.modules, "acme", SimpleNamespace(WIDE=wide))
+    offers = [
+        EntryPoint("acme-wide", "acme:WIDE", registry.GROUP),
+        EntryPoint("acme-broken", "acme_missing:NOTHING", registry.GROUP),
+        EntryPoint("vit-attn-qv", "acme:WIDE", registry.GROUP),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: offers)
+    assert {"acme-wide", "acme-broken"} <= set(policies.names())
+    assert policies.get("acme-wide").adapter.kind == "symlora"
+    assert policies.get("vit-attn-qv").name == "vit-attn-qv", "the library wins over a package"
+    with pytest.raises(PolicyError, match="cannot be loaded") as caught:
+        policies.get("acme-broken")
+    assert "acme_missing" in str(caught.value)
+
+
+def test_the_ground_floor_imports_no_torch() -> None:
+    code = "import sys, policies; policies.get('vit-attn-qv'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -23,12 +23,18 @@ def test_unknown_keys_of_an_adapter_are_its_options() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "near"),
     [
-        ("name: x\nselect:\n  - roles: [attention.quary]\n", "line 3", "attention.query"),
-        ("name: x\nselct:\n  - roles: [head]\n", "line 2", "select"),
-        ("name: x\nselect:\n  - roles: [head]\n    dept: all\n", "line 4", "depth"),
-        ("name: x\ntrain: [head]\nadapter: {kind: lora, rank: 0}\n", "line 3", None),
-        ("name: x\nselect:\n  - roles: [head]\n    depth: lsat 4\n", "line 4", None),
-        ("name: x\nselect:\n  - depth: all\n", "line 3", None),
+        ("name: x\nselect:\n  - roles: [attention.quary]\n", "broken.yaml:3", "attention.query"),
+        ("name: x\nselct:\n  - roles: [head]\n", "broken.yaml:2", "select"),
+        ("name: x\nselect:\n  - roles: [head]\n    dept: all\n", "broken.yaml:4", "depth"),
+        ("name: x\ntrain: [head]\nadapter: {kind: lora, rank: 0}\n", "broken.yaml:3", None),
+        ("name: x\nselect:\n  - roles: [head]\n    depth: lsat 4\n", "broken.yaml:4", "last 4"),
+        ("name: x\nselect:\n  - depth: all\n", "broken.yaml:3", None),
+        ("select:\n  - roles:\n    - head\n    - vlaue\n", "broken.yaml:4", "value"),
+        ("train: [head]\nadapter:\n  kind: lora\n  rank: '8'\n", "broken.yaml:4", None),
+        ("train: [head]\nadapter:\n  alpha: .inf\n", "broken.yaml:3", None),
+        ("train: [head]\nadapter:\n  options: 3\n", "broken.yaml:3", None),
+        ("train: [head]\ntrain: [norms]\n", "broken.yaml:2", None),
+        ("train: [head]\n\nwhen: &x now\n", "broken.yaml:3", None),
         ("name: x\n", "selects projections", None),
     ],
 )
@@ -52,9 +58,17 @@ def test_errors_point_at_the_line_and_the_near_word(
         "!!python/object/apply:os.system ['true']\n",
         "name: " + "x" * 70_000,
         "[" * 5000,
+        "a: " + "[" * 40 + "]" * 40,
+        "when: 2020-13-41\n",
+        "? [a]\n: b\n",
+        "name: a\0b",
+        "a: 1\n---\nb: 2\n",
         "",
     ],
-    ids=["alias", "list", "unclosed", "python object", "huge", "deep", "empty"],
+    ids=[
+        *("alias", "list", "unclosed", "python object", "huge", "deep", "deep and closed"),
+        *("no date", "list as key", "null byte", "two documents", "empty"),
+    ],
 )
 def test_hostile_files_end_in_one_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "hostile.yaml"
@@ -62,6 +76,54 @@ def test_hostile_files_end_in_one_clear_error(tmp_path: Path, text: str) -> None
     with pytest.raises(PolicyError) as caught:
         policies.get(path)
     assert str(path) in str(caught.value) and caught.value.remedy
+
+
+def test_several_findings_are_all_reported_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("select:\n  - roles: [qery]\n  - rols: [key]\nadapter: {rank: 0}\n")
+    with pytest.raises(PolicyError) as caught:
+        policies.get(path)
+    message = str(caught.value)
+    assert all(f"broken.yaml:{line}" in message for line in (2, 3, 4))
+    assert "'query'" in message and "'roles'" in message
+
+
+def test_unreadable_text_is_a_policy_error(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(PolicyError, match="cannot be read"):
+        policies.get(path)
+
+
+def test_short_words_mean_the_long_ones() -> None:
+    short = Selection.model_validate({"roles": ["query", "attention.value", "up"], "depth": 3})
+    assert short.roles == (Role.QUERY, Role.VALUE, Role.UP) and short.depth == "3"
+    assert Selection.model_validate({"roles": "head"}).roles == (Role.HEAD,)
+
+
+@pytest.mark.parametrize("depth", [True, None, 1.5, ["all"]])
+def test_a_depth_is_text_or_a_layer(depth: object) -> None:
+    with pytest.raises(ValidationError):
+        Selection.model_validate({"roles": ["head"], "depth": depth})
+
+
+def test_a_selection_refines_the_adapter_of_its_policy() -> None:
+    policy = policies.get(
+        {
+            "adapter": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.1},
+            "select": [
+                {"roles": ["query"]},
+                {"roles": ["key"], "adapter": {"rank": 16}},
+                {"roles": ["value"], "adapter": "pissa"},
+                {"roles": ["head"], "adapter": {"rank": 2, "options": {"init": "gaussian"}}},
+            ],
+        }
+    )
+    plain, wider, other, whole = (policy.adapter_of(selection) for selection in policy.select)
+    assert plain == policy.adapter
+    assert wider == AdapterSpec(kind="lora", rank=16, alpha=8, options={"dropout": 0.1})
+    assert other == AdapterSpec(kind="pissa", rank=4, alpha=8)
+    assert whole == AdapterSpec(kind="lora", rank=2, alpha=8, options={"init": "gaussian"})
 
 
 def test_a_missing_file_is_a_policy_error(tmp_path: Path) -> None:
@@ -75,11 +137,19 @@ def test_policies_are_immutable() -> None:
         policy.name = "other"  # type: ignore[misc]
 
 
+ADAPTERS = st.builds(
+    AdapterSpec,
+    kind=st.sampled_from(["lora", "symlora"]),
+    rank=st.integers(1, 64),
+    alpha=st.none() | st.floats(0.5, 64),
+    options=st.dictionaries(st.sampled_from(["dropout", "init"]), st.integers(0, 1)),
+)
 SELECTIONS = st.builds(
     Selection,
     roles=st.lists(st.sampled_from(list(Role)), min_size=1, max_size=3).map(tuple),
-    depth=st.sampled_from(["all", "last 4", "0-5", "every 2", "first 50%", 3]),
+    depth=st.sampled_from(["all", "last 4", "0-5", "every 2", "first 50%", "3"]),
     modules=st.lists(st.sampled_from(["*.attn", "blocks.*"]), max_size=2).map(tuple),
+    adapter=st.none() | ADAPTERS,
 )
 
 
@@ -88,7 +158,7 @@ SELECTIONS = st.builds(
         Policy,
         name=st.text("abc-", min_size=1),
         select=st.lists(SELECTIONS, min_size=1, max_size=3).map(tuple),
-        adapter=st.builds(AdapterSpec, kind=st.sampled_from(["lora", "symlora"]), rank=st.integers(1, 64)),
+        adapter=ADAPTERS,
         train=st.lists(st.sampled_from(["head", "norms", "*.gamma"]), max_size=2).map(tuple),
     )
 )  # fmt: skip
@@ -99,4 +169,5 @@ def test_plain_data_and_yaml_bring_the_policy_back(policy: Policy) -> None:
 
 def test_the_json_schema_describes_every_key() -> None:
     schema = policies.json_schema()
-    assert set(schema["properties"]) == set(Policy.model_fields)
+    assert set(schema["properties"]) == {*Policy.model_fields, "extends"}
+    assert "required" not in schema, "a file may leave everything to what it extends"
