@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.adapter_file import AdapterFile, Tensors, read_file
+from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Anatomy
 from surgery.anatomy.wrappers import unwrap
 from surgery.errors import AnatomyError, CaptureError, PlanError
@@ -25,8 +26,8 @@ from surgery.operations.adapted import adapted_modules
 from surgery.operations.apply import graft
 from surgery.operations.checks import check_projection
 from surgery.operations.identity import fingerprint, first_difference
-from surgery.operations.make import make_adapter
-from surgery.operations.plan import Plan
+from surgery.operations.make import Start, make_adapter
+from surgery.operations.plan import Operation, Plan
 from surgery.operations.state import Record, adapted_model, find_record, plain_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -89,7 +90,7 @@ def load(
     rest = _rest(target, file, plan)
     _check_base(target, file, plan, base)
     if record is None:
-        graft(target, plan, lambda operation, adapter, _: _fill(adapter, states[operation.path]))
+        graft(target, plan, _start_from(states))
     else:
         for prefix, state in states.items():
             _fill(target.get_submodule(prefix), state)
@@ -198,6 +199,14 @@ def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, base: str) -> N
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:
     return "no such tensor" if tensor is None else tuple(tensor.shape)
+
+
+def _start_from(states: dict[str, Tensors]) -> Start:
+    def start(operation: Operation, adapter: Adapter, rows: Tensor) -> None:
+        adapter.read_base(rows)  # what follows from the base is not in the state
+        _fill(adapter, states[operation.path])
+
+    return start
 
 
 def _fill(adapter: nn.Module, state: Tensors) -> None:

@@ -75,12 +75,16 @@ class Adapted(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
     ) -> None:
         """Take an incoming weight as the new original; ``_after_load`` corrects the live one."""
+        before = {name: self.original(name).clone() for name, _ in self.grafts()}
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
         for name, graft in self.grafts():
             incoming = state_dict.get(prefix + name)
-            fits = incoming is not None and incoming.shape == self.base(name).shape
-            if graft.original is not None and fits:
+            if incoming is None or incoming.shape != self.base(name).shape:
+                continue
+            if graft.original is not None:
                 graft.original = self.base(name).detach().to("cpu", copy=True)
+            if not torch.equal(before[name], self.original(name)):
+                graft.read_base(self.original(name))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and deepcopy rebuild the subclass, which no import can find."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout, Rows
-from surgery.operations.rows import Block, as_matrix, as_weight, assemble, blocks
+from surgery.operations.rows import Block, as_matrix, as_weight, assemble, blocks, take
 
 
 class Graft(nn.ModuleDict):
@@ -28,11 +28,13 @@ class Graft(nn.ModuleDict):
         super().__init__()
         self.layout, self.access, self.total = layout, access, total
         self.original: Tensor | None = None
+        self._rows: dict[str, Rows] = {}
         self._blocks: dict[str, tuple[Block, ...]] = {}
 
     def place(self, slot: str, adapter: Adapter, rows: Rows) -> None:
         """Put ``adapter`` on ``rows`` under the name ``slot``."""
         self[slot] = adapter
+        self._rows[slot] = rows
         self._blocks[slot] = blocks(rows, self.total)
 
     def adapters(self) -> Iterator[tuple[str, Adapter]]:
@@ -40,6 +42,12 @@ class Graft(nn.ModuleDict):
         for slot, adapter in self.items():
             assert isinstance(adapter, Adapter)
             yield slot, adapter
+
+    def read_base(self, weight: Tensor) -> None:
+        """Let the adapters recompute what hangs on the original ``weight``, which is a new one."""
+        matrix = as_matrix(weight, self.layout)
+        for slot, adapter in self.adapters():
+            adapter.read_base(take(matrix, self._rows[slot]).float())
 
     def output_delta(self, x: Tensor, owner: nn.Module) -> Tensor:
         """What the adapters add to the output of ``owner``, the module of the weight.
