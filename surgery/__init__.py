@@ -29,6 +29,7 @@ from surgery.operations.plan import Operation, Plan
 from surgery.operations.planner import plan
 from surgery.operations.summary import Summary, summary
 from surgery.operations.undo import undo
+from surgery.training import Recomposer, parameter_groups
 
 __all__ = [
     "Access",
@@ -45,6 +46,7 @@ __all__ = [
     "PlanError",
     "PolicyError",
     "Projection",
+    "Recomposer",
     "StateError",
     "Summary",
     "SurgeryError",
@@ -52,6 +54,7 @@ __all__ = [
     "apply",
     "fold",
     "load",
+    "parameter_groups",
     "plan",
     "read",
     "save",

@@ -1,0 +1,45 @@
+"""Keeping results: figures with the versions, threads and machine they were measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "timm", "transformers", "peft", "onnx", "onnxscript", "onnxruntime")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to judge a figure."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def keep(name: str, figures: Any) -> Path:
+    """Write figures to ``benchmarks/results/<name>.json``, whole or not at all."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    text = json.dumps({"environment": environment(), "figures": figures}, indent=2)
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, path)
+    return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
