@@ -110,7 +110,7 @@ def build(document: Document) -> Policy:
         reasons = [_reason(finding) for finding in findings]
         remedies = dict.fromkeys(r for finding in findings if (r := _remedy(finding)))
         places = [document.at(finding["loc"]) for finding in findings]
-        if len(findings) > 1:
+        if len(findings) > 1 and document.lines:
             reasons = [f"{place}: {reason}" for place, reason in zip(places, reasons, strict=True)]
         raise PolicyError(
             "a policy does not fit the schema",
