@@ -112,12 +112,16 @@ def fused_attention() -> dict[str, Any]:
                 input_names=["x"], dynamic_shapes=({0: batch},), verbose=False,
             )  # fmt: skip
         optimized = Path(folder) / "optimizer.onnx"
-        optimize_model(str(plain), model_type="vit", num_heads=6, hidden_size=384).save_model_to_file(
-            str(optimized)
-        )
+        optimize_model(
+            str(plain), model_type="vit", num_heads=6, hidden_size=384
+        ).save_model_to_file(str(optimized))
         runs: dict[str, Callable[[], object]] = {"torch_eager": lambda: model(x)}
         counts = {}
-        for name, path in (("plain_dynamo", plain), ("ort_optimizer", optimized), ("surgery", ours)):
+        for name, path in (
+            ("plain_dynamo", plain),
+            ("ort_optimizer", optimized),
+            ("surgery", ours),
+        ):
             session, counts[name] = open_counted(path, Path(folder) / f"{name}.opt.onnx")
             runs[name] = lambda session=session: session.run(None, {"x": x.numpy()})  # type: ignore[misc]
         with torch.inference_mode():
@@ -138,7 +142,9 @@ def open_counted(path: Path, optimized: Path) -> tuple[onnxruntime.InferenceSess
     return session, sum(node.op_type.endswith("Attention") for node in graph.node)
 
 
-def interleaved(runs: dict[str, Callable[[], object]], rounds: int = 40) -> dict[str, dict[str, float]]:
+def interleaved(
+    runs: dict[str, Callable[[], object]], rounds: int = 40
+) -> dict[str, dict[str, float]]:
     """Median and quartiles in milliseconds of each run, taken in turn after a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 5):
