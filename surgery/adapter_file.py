@@ -16,8 +16,9 @@ from torch import Tensor
 from surgery.errors import CheckpointError, PolicyError
 from surgery.operations.plan import Operation, Plan
 
-FORMAT = "model-surgery adapter"
-VERSION = "1"
+KEY = "model-surgery"
+"""The one entry of the metadata; with several, safetensors would write them in any order."""
+VERSION = 1
 
 Tensors = dict[str, Tensor]
 
@@ -60,14 +61,13 @@ class AdapterFile:
         Raises:
             CheckpointError: If it cannot be written; what was there before is still there.
         """
-        metadata = {
-            "format": FORMAT,
+        about = {
             "version": VERSION,
-            "plan": json.dumps(self.plan.to_dict()),
-            "base": json.dumps(self.base),
-            "libraries": json.dumps(_versions("model-surgery", "torch", "transformers", "timm")),
+            "plan": self.plan.to_dict(),
+            "base": self.base,
+            "libraries": _versions("model-surgery", "torch", "transformers", "timm"),
         }
-        content = safetensors.torch.save(self.tensors, metadata)
+        content = safetensors.torch.save(self.tensors, {KEY: json.dumps(about)})
         beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         try:
             with open(beside, "xb") as file:
@@ -109,25 +109,20 @@ def read_file(path: str | os.PathLike[str]) -> AdapterFile:
 
 
 def _parse(path: Path, metadata: dict[str, str], tensors: Tensors) -> AdapterFile:
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-        found = f"{metadata.get('format', 'no format')} {metadata.get('version', '')}".strip()
-        raise CheckpointError(
-            "this file is no adapter file that this version reads",
-            where=str(path),
-            why=f"its metadata says {found!r}, expected {FORMAT} {VERSION!r}",
-            remedy="load a file that surgery.save wrote, or update model-surgery",
-        )
     try:
-        plan = Plan.from_dict(json.loads(metadata["plan"]))
-        base = tuple(str(entry) for entry in json.loads(metadata["base"]))
+        about = json.loads(metadata[KEY])
+        if about["version"] != VERSION:
+            raise ValueError(f"format version {about['version']}, this code reads {VERSION}")
+        plan = Plan.from_dict(about["plan"])
+        base = tuple(str(entry) for entry in about["base"])
         if len(base) != len(plan.operations):
             raise ValueError(f"{len(base)} fingerprints for {len(plan.operations)} adapters")
     except (KeyError, TypeError, ValueError, AttributeError, PolicyError) as error:
         raise CheckpointError(
-            "the adapter file's metadata is broken",
+            "this is no adapter file that can be read here",
             where=str(path),
-            why=f"{type(error).__name__}: {error}",
-            remedy="save it again with surgery.save(model, path)",
+            why=f"its metadata: {type(error).__name__}: {error}",
+            remedy="load a file that surgery.save wrote, or update model-surgery",
         ) from error
     return AdapterFile(path, plan, base, tensors)
 

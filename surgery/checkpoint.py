@@ -156,7 +156,7 @@ def _adapters(file: AdapterFile, plan: Plan) -> dict[str, Tensors]:
     for ours, theirs in zip(plan.operations, file.plan.operations, strict=True):
         needed = make_adapter(theirs, "meta").state_dict()
         found = states[ours.path] = file.adapter(theirs)
-        for key in needed.keys() | found.keys():
+        for key in dict.fromkeys((*needed, *found)):
             have, want = _shape(found.get(key)), _shape(needed.get(key))
             if have != want:
                 why = f"{theirs.path}.{key}: the adapter has {want}, the file {have}"
@@ -174,7 +174,7 @@ def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> list[tuple[Tensor,
     own |= _persistent_buffers(model)
     values = file.rest()
     pairs: list[tuple[Tensor, Tensor]] = []
-    for theirs in values.keys() | renamed.keys():
+    for theirs in dict.fromkeys((*values, *renamed)):
         name = renamed.get(theirs, theirs)
         have, want = _shape(values.get(theirs)), _shape(own.get(name))
         if have != want:

@@ -41,8 +41,8 @@ def make_adapter(operation: Operation, device: torch.device | str) -> Adapter:
             **spec.options,
         )
     except SurgeryError as error:
-        error_type, where = type(error), error.where or operation.name
-        raise error_type(error.what, where=where, why=error.why, remedy=error.remedy) from error
+        named, where = type(error), error.where or operation.name
+        raise named(error.what, where=where, why=error.why, remedy=error.remedy) from None
 
 
 def trained_numbers(module: nn.Module) -> int:
