@@ -35,10 +35,10 @@ def resolve_train(
         finder = _WORDS.get(word)
         chosen = finder(model, anatomy) if finder else _matching(word, names)
         found[word] = tuple(name for name in names if name in chosen)
+        reasons = _vocabulary_notes(anatomy) if word == "head" else []
         if not found[word]:
-            notes.append(f"train: {word}: this model has none")
-    if "head" in found:
-        notes += _vocabulary_notes(anatomy)
+            reasons = reasons or [f"train: {word}: this model has none"]
+        notes += reasons
     return found, (*notes, *_tie_notes(model, {name for own in found.values() for name in own}))
 
 
