@@ -1,0 +1,68 @@
+"""SymLoRA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgery.adapters import SymLoRA
+from surgery.errors import PlanError
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 24), data=st.data())
+def test_update_is_symmetric(trained, n, data):
+    adapter = trained("symlora", n, n, rank=data.draw(st.integers(1, n)))
+    torch.testing.assert_close(adapter.delta(), adapter.delta().T, rtol=0, atol=1e-5)
+
+
+def test_eigenvalues_are_those_of_the_update(started):
+    adapter = started("symlora", 20, 20, rank=3, alpha=6.0)
+    with torch.no_grad():
+        adapter.l.copy_(torch.tensor([-0.2, 0.1, 0.3]))
+    exact = torch.linalg.eigvalsh(adapter.delta())
+    exact = exact[exact.abs().argsort(descending=True)][:3].sort().values
+    torch.testing.assert_close(
+        exact, 2.0 * adapter.eigenvalues().double().detach(), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("i", "o"), [(6, 9), (9, 6)])
+def test_rectangles_are_refused_or_truncated(trained, i, o):
+    with pytest.raises(PlanError, match=rf"square projection, this one is {i} -> {o}"):
+        SymLoRA(i, o, rank=2)
+    cut = trained("symlora", i, o, rank=2, rectangular="truncate")
+    whole = SymLoRA(9, 9, rank=2)
+    whole.load_state_dict(cut.state_dict())
+    torch.testing.assert_close(cut.delta(), whole.delta()[:o, :i])
+    assert sum(p.numel() for p in cut.parameters()) == 2 * (9 + 1)
+
+
+def test_unknown_treatment_of_rectangles_is_refused():
+    with pytest.raises(PlanError, match="unknown treatment 'pad'"):
+        SymLoRA(6, 9, rank=2, rectangular="pad")
+
+
+def test_half_of_the_weights_of_lora():
+    assert sum(p.numel() for p in SymLoRA(768, 768, rank=8).parameters()) == 8 * 769
+
+
+def test_moves_as_far_as_lora_at_the_same_learning_rate(started, drift):
+    """Without the constant in L it would move 20 to 45 times less."""
+    sym, lora = (drift(started(kind, 768, 768, rank=8)) for kind in ("symlora", "lora"))
+    assert 0.5 * lora < sym < 2 * lora
+
+
+def test_penalty_is_zero_for_orthonormal_columns_and_pulls_back_to_them(trained, started):
+    assert started("symlora", 16, 16, rank=4).orthogonality_penalty() < 1e-10
+    adapter = trained("symlora", 16, 16, rank=4)
+    q = adapter.Q.detach().double()
+    want = (q.T @ q - torch.eye(4)).square().sum()
+    penalty = adapter.orthogonality_penalty()
+    torch.testing.assert_close(penalty.double(), want, rtol=1e-4, atol=0)
+    penalty.backward()
+    with torch.no_grad():
+        adapter.Q -= 0.01 * adapter.Q.grad
+    assert adapter.orthogonality_penalty() < penalty
