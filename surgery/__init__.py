@@ -1,11 +1,11 @@
 """Name-free model surgery: read what a model is, adapt exactly what a policy asks for, fold it away.
 
-    surgery.read(model)                          what the model is, from its torch.export graph
-    surgery.plan(model, policy)                  what would be done, before anything is touched
-    surgery.apply(model, policy="vit-attn-qv")   in place; only adapters and the policy's extras train
-    surgery.fold(model)                          the plain model again, weights folded
-    surgery.undo(model)                          the model as it was, bit for bit
-    surgery.save(model, path), surgery.load(model, path)
+surgery.read(model)                          what the model is, from its torch.export graph
+surgery.plan(model, policy)                  what would be done, before anything is touched
+surgery.apply(model, policy="vit-attn-qv")   in place; only adapters and the policy's extras train
+surgery.fold(model)                          the plain model again, weights folded
+surgery.undo(model)                          the model as it was, bit for bit
+surgery.save(model, path), surgery.load(model, path)
 """
 
 from __future__ import annotations
