@@ -63,7 +63,7 @@ class Adapted(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Write the original weight under the original key: what the base checkpoint holds.
 
-        With ``keep_vars`` the caller (torch.export, for one) wants the live parameters themselves.
+        With ``keep_vars`` the caller wants the live parameters themselves.
         """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, graft in self.grafts():

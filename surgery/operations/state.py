@@ -94,6 +94,10 @@ def adapted_model(model: nn.Module, purpose: str) -> tuple[nn.Module, Record]:
     Raises:
         StateError: If nothing is applied to it, or only to a part of it.
     """
+    inner = getattr(model, "module", None)
+    if isinstance(inner, nn.Module) and find_record(inner) is not None:
+        what, remedy = f"the model is wrapped in {type(model).__name__}", "the adapted one inside"
+        raise StateError(what, remedy=f"pass {remedy}: surgery.{purpose}(model.module)")
     model = unwrap(model)
     record = find_record(model)
     if record is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import json
 import os
 import pickle
@@ -18,14 +19,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from surgery import adapter_file
+from surgery import adapter_file, adapters
 from surgery.checkpoint import load, save
 from surgery.errors import CheckpointError, StateError
 from surgery.operations.adapted import Adapted, adapters_of
 from surgery.operations.apply import apply
 from surgery.operations.undo import undo
 
-KINDS = ["lora", "symlora", "srlora", "pissa", "frozen-a"]
+KINDS = adapters.names()
 BERT = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
     "vocab_size": 99, "max_position_embeddings": 64, "num_labels": 3,

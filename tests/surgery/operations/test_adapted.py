@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from policies.roles import Role
+from surgery import adapters
 from surgery.adapters import LoRA, SRLoRA
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout, Rows
@@ -24,7 +25,7 @@ from surgery.operations.fold import fold
 from surgery.operations.graft import Graft
 
 Adapt = Callable[..., nn.Module]
-KINDS = ["lora", "symlora", "srlora", "pissa", "frozen-a"]
+KINDS = adapters.names()
 
 
 def shake(model: nn.Module, size: float = 0.1) -> nn.Module:
@@ -128,12 +129,13 @@ def test_output_and_gradients_are_those_of_the_summed_weight(
 
 def test_it_is_still_what_it_was(net: nn.Module, adapt: Adapt) -> None:
     keys = list(net.state_dict())
-    adapt(net, rank=2)
+    adapt(net, rank=2, adapter="srlora")
     qkv = net.blocks[0].attn.qkv
     assert isinstance(qkv, Adapted)
     assert isinstance(qkv, nn.Linear)
     assert type(qkv).__name__ == "AdaptedLinear"
     assert qkv._parameters["weight"].shape == (48, 16)
+    assert net.state_dict(keep_vars=True)["blocks.0.attn.qkv.weight"] is qkv.base("weight")
     added = [k for k in net.state_dict() if k not in keys]
     assert [k for k in net.state_dict() if k in keys] == keys
     assert "blocks.0.attn.qkv.adapters.weight.query.A" in added
@@ -146,12 +148,13 @@ def test_zero_starts_are_bit_identical_and_singular_starts_within_rounding(
 ) -> None:
     before = net(x)
     adapt(net, adapter=kind, rank=4, seed=0)
-    if kind in {"srlora", "pissa"}:
-        assert not torch.equal(
-            net.blocks[0].attn.qkv.base("weight"), net.state_dict()["blocks.0.attn.qkv.weight"]
-        )
+    qkv = net.blocks[0].attn.qkv
+    original = net.state_dict()["blocks.0.attn.qkv.weight"]
+    if any(adapter.correction() is not None for _, adapter in adapters_of(net)):
+        assert not torch.equal(qkv.base("weight"), original)
         torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-6)
     else:
+        assert torch.equal(qkv.base("weight"), original)
         assert torch.equal(net(x), before)
 
 
@@ -255,6 +258,17 @@ def test_a_module_used_many_times_is_adapted_every_time() -> None:
     torch.testing.assert_close(model(x), F.linear(once, weight, shared.bias))
 
 
+def test_dropout_follows_the_mode_the_model_was_in(
+    make_net: Callable[..., nn.Module], adapt: Adapt, x: Tensor
+) -> None:
+    for training in (True, False):
+        net = make_net()
+        net.norm = nn.Identity()
+        net.train(training)
+        shake(adapt(net, adapter={"kind": "lora", "dropout": 0.5}, rank=2))
+        assert torch.equal(net(x), net(x)) is not training
+
+
 def test_hooks_of_the_module_still_run(net: nn.Module, adapt: Adapt, x: Tensor) -> None:
     seen: list[Tensor] = []
     net.blocks[0].attn.proj.register_forward_hook(lambda m, args, out: seen.append(out))
@@ -276,14 +290,26 @@ def test_half_precision_stays_half_precision(
     assert seen == [dtype]
 
 
-def test_autocast_gives_the_plain_module_s_dtype(net: nn.Module, adapt: Adapt, x: Tensor) -> None:
-    adapt(net, rank=2)
-    seen: list[torch.dtype] = []
-    net.blocks[0].attn.proj.register_forward_pre_hook(lambda m, args: seen.append(args[0].dtype))
+@pytest.mark.parametrize("access", list(Access))
+def test_autocast_gives_the_plain_module_s_dtype(access: Access) -> None:
+    module = nn.Linear(8, 8)
+    adapter = on(module, ((0, 8, 1),), Layout.OUT_IN, access, LoRA)
+    shake(module)
+    x = torch.randn(2, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        net(x).float().sum().backward()
-    assert seen == [torch.bfloat16]
-    assert all(p.grad.dtype == torch.float32 for _, a in adapters_of(net) for p in a.parameters())
+        y = module(x)
+        y.float().sum().backward()
+    assert y.dtype is torch.bfloat16
+    assert all(p.grad.dtype is torch.float32 for p in adapter.parameters())
+
+
+def test_a_composed_weight_is_not_rounded_by_autocast() -> None:
+    module = nn.Linear(8, 8)
+    on(module, ((0, 8, 1),), Layout.OUT_IN, Access.PARAMETER, LoRA)
+    shake(module)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = module.weight
+    assert torch.equal(inside, module.weight)
 
 
 def test_functional_call_replaces_the_base_under_its_own_name(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from surgery import adapters
 from surgery.adapters import LoRA
 from surgery.anatomy.types import Anatomy
+from surgery.checkpoint import load, save
 from surgery.errors import PlanError, StateError
 from surgery.operations import apply as apply_module
 from surgery.operations.adapted import Adapted, adapters_of
 from surgery.operations.apply import apply
+from surgery.operations.fold import fold
 from surgery.operations.planner import plan
 from surgery.operations.state import find_record
 from surgery.operations.undo import undo
@@ -22,7 +26,7 @@ from surgery.operations.undo import undo
 Adapt = Callable[..., nn.Module]
 Photograph = Callable[[nn.Module], dict[str, object]]
 Train = Callable[[nn.Module, Tensor], None]
-KINDS = ["lora", "symlora", "srlora", "pissa", "frozen-a"]
+KINDS = adapters.names()
 ALL = {"select": [{"roles": [f"attention.{r}" for r in ("query", "key", "value", "output")]}]}
 
 
@@ -58,6 +62,16 @@ def test_undo_restores_running_statistics(net: nn.Module, adapt: Adapt, x: Tenso
     assert not torch.equal(net.norm.running_mean, mean)
     undo(net)
     assert torch.equal(net.norm.running_mean, mean)
+
+
+def test_undo_drops_the_gradients_of_what_trained(
+    net: nn.Module, adapt: Adapt, train: Train, x: Tensor
+) -> None:
+    adapt(net, rank=2, train=["head"])
+    train(net, x)
+    assert net.head.weight.grad is not None
+    undo(net)
+    assert net.head.weight.grad is None
 
 
 def test_undo_without_apply(net: nn.Module) -> None:
@@ -152,6 +166,44 @@ def test_the_meta_device_has_nothing_to_adapt(
         model = make_net()
     with pytest.raises(StateError, match="meta device"):
         adapt(model, rank=2)
+
+
+def test_a_distributed_wrapper_trains_and_is_not_operated_on(
+    net: nn.Module, adapt: Adapt, x: Tensor, photograph: Photograph
+) -> None:
+    before = photograph(net)
+    adapt(net, adapter="srlora", rank=2)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(net)
+        wrapped(x).square().sum().backward()
+        assert all(p.grad is not None for _, a in adapters_of(net) for p in a.parameters())
+        with pytest.raises(StateError, match=r"(?s)Distributed.*surgery\.undo\(model\.module\)"):
+            undo(wrapped)
+    finally:
+        torch.distributed.destroy_process_group()
+    undo(net)
+    assert photograph(net) == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu(net: nn.Module, adapt: Adapt, x: Tensor, tmp_path: Path, kind: str) -> None:
+    net.cuda()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    adapt(net, adapter=kind, rank=2, seed=0)
+    net(x.cuda()).square().sum().backward()
+    for _, adapter in adapters_of(net):
+        assert all(p.is_cuda and p.grad is not None for p in adapter.parameters())
+    y, other = net(x.cuda()), copy.deepcopy(net)
+    path = save(net, tmp_path / "a.safetensors")
+    undo(net)
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    torch.testing.assert_close(load(net, path)(x.cuda()), y)
+    fold(other)
+    torch.testing.assert_close(other(x.cuda()), y, rtol=1e-4, atol=1e-4)
 
 
 def test_a_compiled_wrapper_is_looked_through(

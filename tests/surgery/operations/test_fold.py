@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgery import adapters
 from surgery.errors import StateError
 from surgery.operations.adapted import Adapted, adapters_of
 from surgery.operations.fold import FoldReport, fold
@@ -17,7 +18,7 @@ from surgery.operations.state import find_record
 Adapt = Callable[..., nn.Module]
 Photograph = Callable[[nn.Module], dict[str, object]]
 Train = Callable[[nn.Module, Tensor], None]
-KINDS = ["lora", "symlora", "srlora", "pissa", "frozen-a"]
+KINDS = adapters.names()
 
 
 def exact_sums(model: nn.Module, originals: dict[str, Tensor]) -> dict[str, Tensor]:
