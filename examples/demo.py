@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import exporters
 import surgery
-from examples import digits, dinov2, findings, probe, report, training
+from examples import assets, digits, dinov2, findings, probe, report, training
 from examples.assets import ASSETS, REPOSITORY, replacing
 from examples.digits import Images, Split
 from examples.results import Accuracy, Results, Training
@@ -92,6 +92,8 @@ def demo(options: Options, stages: Stages) -> Results:
     recipe = Recipe(RATES.get(options.adapter, 1e-3), steps=options.steps)
     registry.get(options.adapter)
     torch.manual_seed(options.seed)
+    with stages.stage("Fetch weights and images"):
+        assets.require("dinov2-s14", "mnist-5k")
     with stages.stage("Load weights and images"):
         images = digits.load()
         model = dinov2.build(digits.CLASSES, image_size=IMAGE_SIZE)

