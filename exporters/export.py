@@ -16,14 +16,14 @@ from exporters import convert
 from exporters.capture import Captured, capture
 from exporters.errors import ExportError, VerificationError
 from exporters.fuse import Site, fuse
-from exporters.inputs import Axes, Inputs, collect
+from exporters.inputs import Axes, collect
 from exporters.metadata import describe, qualified_name, versions, with_options
+from exporters.parity import Truth
 from exporters.plain import plain_model
 from exporters.preflight import check_destinations
 from exporters.report import ExportReport, FileReport
 from exporters.runtime import Operators, SessionOptions, optimized_operators, require_runtime
 from exporters.staging import Stage, stage
-from exporters.verify import Verification
 from exporters.verify import verify as verify_file
 
 Target = Literal["portable", "cpu"]
@@ -87,8 +87,9 @@ def to_onnx(
     chosen = None if samples is None else collect(plain.model, samples, dynamic=False)
     facts = describe(plain, inputs, labels=labels, preprocessing=preprocessing, extra=metadata)
     captured = capture(plain.model, inputs)
+    truth = Truth.of(plain.model, captured, chosen) if verify else None
     with stage(names[target].parent) as aside:
-        maker = _Maker(aside, plain.model, captured, facts, chosen, verify)
+        maker = _Maker(aside, captured, facts, truth)
         files = [maker.make(names[PORTABLE], PORTABLE)]
         sites: tuple[Site, ...] = ()
         if target != PORTABLE:
@@ -114,11 +115,9 @@ class _Maker:
     """Makes and verifies files on a stage."""
 
     aside: Stage
-    model: nn.Module
     captured: Captured
     facts: Mapping[str, str]
-    samples: Inputs | None
-    verify: bool
+    truth: Truth | None
 
     def make(self, path: Path, target: Target, expected: Operators | None = None) -> FileReport:
         """Translate the captured program as it is now, write it, choose its options, verify it."""
@@ -128,7 +127,9 @@ class _Maker:
         convert.save(translated, staged, self.facts)
         options = _best_options(staged)
         convert.save(translated, staged, with_options(self.facts, options))
-        found = self._verify(staged, expected or Counter(), options)
+        found = None
+        if self.truth is not None:
+            found = verify_file(staged, self.truth, expected or Counter(), options)
         return FileReport(
             path,
             target,
@@ -138,13 +139,6 @@ class _Maker:
             options,
             found,
         )
-
-    def _verify(
-        self, path: Path, expected: Operators, options: SessionOptions
-    ) -> Verification | None:
-        if not self.verify:
-            return None
-        return verify_file(path, self.model, self.captured, expected, options, self.samples)
 
 
 def _best_options(path: Path) -> SessionOptions:

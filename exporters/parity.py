@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from exporters.capture import Captured
+from exporters.errors import ExportError
 from exporters.inputs import BATCH, SEQUENCE, Inputs
 from exporters.runtime import run
 
@@ -51,6 +52,41 @@ class ParityRow:
         return self.error <= self.tolerance
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What the model itself computes: the outputs of eager PyTorch in fp32, computed once for all files.
+
+    Attributes:
+        outputs: Name of each output.
+        cases: Inputs at all sizes to be tried, with their outputs.
+        samples: The user's own inputs, for top-1 agreement, with their outputs.
+    """
+
+    outputs: tuple[str, ...]
+    cases: tuple[tuple[Inputs, list[Array]], ...]
+    samples: tuple[Inputs, list[Array]] | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, captured: Captured, samples: Inputs | None = None) -> Truth:
+        """Run the model on every probe, and on the user's samples.
+
+        Raises:
+            ExportError: If the model does not take the samples.
+        """
+        cases = tuple((inputs, _eager(model, inputs)) for inputs in probes(captured))
+        if samples is None:
+            return cls(captured.outputs, cases)
+        try:
+            return cls(captured.outputs, cases, (samples, _eager(model, samples)))
+        except Exception as error:  # whatever the model raises for inputs it cannot take
+            raise ExportError(
+                f"{type(model).__name__} does not take the samples",
+                where=", ".join(f"{n} {tuple(t.shape)}" for n, t in samples.tensors.items()),
+                why=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                remedy="pass samples= of the same kind as the example inputs",
+            ) from error
+
+
 def probes(captured: Captured) -> Iterator[Inputs]:
     """Inputs at batches 1, 2 and 5, and for tokens at two lengths each, with ragged masks."""
     inputs = captured.inputs
@@ -64,23 +100,29 @@ def probes(captured: Captured) -> Iterator[Inputs]:
         yield inputs.resized(dict(zip(choices, sizes, strict=True)), seed)
 
 
-def compare(
-    model: nn.Module, session: onnxruntime.InferenceSession, captured: Captured
-) -> list[ParityRow]:
-    """Run model and session on every probe and measure each output."""
+def compare(session: onnxruntime.InferenceSession, truth: Truth) -> list[ParityRow]:
+    """Run the session on every case and measure each output."""
     rows = []
-    for inputs in probes(captured):
-        expected = reference(model, inputs)
+    for inputs, expected in truth.cases:
         found = run(session, inputs.feeds)
         rows += [
             ParityRow(name, inputs.sizes, relative_error(e, f), TOLERANCE)
-            for name, e, f in zip(captured.outputs, expected, found, strict=True)
+            for name, e, f in zip(truth.outputs, expected, found, strict=True)
         ]
     return rows
 
 
-def reference(model: nn.Module, inputs: Inputs) -> list[Array]:
-    """The eager outputs, flattened as the exporter flattens them."""
+def top1_agreement(session: onnxruntime.InferenceSession, truth: Truth) -> float | None:
+    """Share of the samples' predictions (argmax of the first output) on which model and file agree."""
+    if truth.samples is None:
+        return None
+    inputs, expected = truth.samples
+    found = run(session, inputs.feeds)
+    return float((expected[0].argmax(-1) == found[0].argmax(-1)).mean())
+
+
+def _eager(model: nn.Module, inputs: Inputs) -> list[Array]:
+    """The outputs, flattened as the exporter flattens them."""
     with torch.no_grad():
         leaves = pytree.tree_leaves(model(**inputs.kwargs))
     return [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
@@ -94,15 +136,6 @@ def relative_error(expected: Array, found: Array) -> float:
     largest = float(np.abs(expected).max(initial=0))
     difference = float(np.abs(expected - found).max(initial=0))
     return difference / largest if largest else difference
-
-
-def top1_agreement(
-    model: nn.Module, session: onnxruntime.InferenceSession, inputs: Inputs
-) -> float:
-    """Share of predictions (argmax of the first output) on which model and file agree."""
-    expected = reference(model, inputs)[0].argmax(-1)
-    found = run(session, inputs.feeds)[0].argmax(-1)
-    return float((expected == found).mean())
 
 
 def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:

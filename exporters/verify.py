@@ -9,11 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from torch import nn
 
-from exporters.capture import Captured
-from exporters.inputs import Inputs
-from exporters.parity import ParityRow, compare, top1_agreement
+from exporters.parity import ParityRow, Truth, compare, top1_agreement
 from exporters.runtime import (
     Operators,
     SessionOptions,
@@ -52,23 +49,14 @@ class Verification:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(
-    path: Path,
-    model: nn.Module,
-    captured: Captured,
-    expected: Operators,
-    options: SessionOptions,
-    samples: Inputs | None,
-) -> Verification:
+def verify(path: Path, truth: Truth, expected: Operators, options: SessionOptions) -> Verification:
     """Check one file on disk: structure, traces of this machine, operators, parity, predictions.
 
     Args:
         path: The file, in a folder with nothing but the export in it.
-        model: The plain model in eval mode, fp32: the truth.
-        captured: What the file was made from.
+        truth: What the model itself computes.
         expected: Operators outside of ai.onnx that the file must hold, and no others.
         options: How the file is to be opened.
-        samples: The user's own inputs, for top-1 agreement.
     """
     found = Verification()
     try:
@@ -76,9 +64,8 @@ def verify(
         found.problems += [f"holds {what}" for what in leaks(path)]
         found.operators = count_operators(path, expected, options)
         session = open_session(path, options=options)
-        found.parity = compare(model, session, captured)
-        if samples is not None:
-            found.top1 = top1_agreement(model, session, samples)
+        found.parity = compare(session, truth)
+        found.top1 = top1_agreement(session, truth)
     except Exception as error:  # the checker and the runtime raise their own, unrelated classes
         found.problems.append(f"{type(error).__name__}: {str(error).strip()[:500]}")
     found.problems += list(_failures(found))

@@ -1,0 +1,156 @@
+"""Bad input: a clear error before anything is written, the model and the disk left as they were."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+
+import exporters
+from exporters import convert, runtime, staging
+from exporters.errors import ExportError
+from surgery.errors import CaptureError, StateError, SurgeryError
+
+
+def refused(tmp_path, model, *args, **kwargs) -> SurgeryError:
+    before = sorted(tmp_path.rglob("*"))
+    path = kwargs.pop("path", tmp_path / "model.onnx")
+    with pytest.raises(SurgeryError) as caught:
+        exporters.to_onnx(model, path, *args, **kwargs)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_a_folder_that_does_not_exist(build, tmp_path):
+    error = refused(tmp_path, build("vit"), path=tmp_path / "nowhere" / "model.onnx")
+    assert isinstance(error, ExportError)
+    assert "nowhere" in str(error)
+
+
+def test_a_path_that_is_a_folder(build, tmp_path):
+    (tmp_path / "model.onnx").mkdir()
+    assert "directory" in str(refused(tmp_path, build("vit")))
+
+
+def test_a_folder_in_the_place_of_a_parent(build, tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    refused(tmp_path, build("vit"), path=tmp_path / "file" / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.portable.onnx"])
+def test_an_existing_file_is_kept(name, build, tmp_path):
+    (tmp_path / name).write_text("precious")
+    error = refused(tmp_path, build("vit"))
+    assert "overwrite=True" in str(error)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_an_existing_file_is_replaced_when_asked(build, tmp_path):
+    (tmp_path / "model.onnx").write_text("old")
+    exporters.to_onnx(build("vit"), tmp_path / "model.onnx", target="portable", overwrite=True)
+    assert len((tmp_path / "model.onnx").read_bytes()) > 1000
+
+
+def test_the_path_is_looked_at_before_the_expensive_work(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporters.export, "capture", lambda *_: pytest.fail("captured already"))
+    refused(tmp_path, build("vit"), path=tmp_path / "nowhere" / "model.onnx")
+
+
+def test_a_model_in_train_mode(build, tmp_path):
+    model = build("vit")
+    model.blocks[1].train()
+    error = refused(tmp_path, model)
+    assert error.where == "blocks.1"
+    assert "model.eval()" in str(error)
+
+
+def test_weights_that_are_not_finite(build, tmp_path):
+    model = build("vit")
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight[3, 4] = float("nan")
+    error = refused(tmp_path, model)
+    assert error.where == "blocks.0.mlp.fc1.weight"
+
+
+def test_an_unknown_target(build, tmp_path):
+    assert "tpu" in str(refused(tmp_path, build("vit"), target="tpu"))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"pixels": torch.zeros(2, 3, 32, 32)},
+        (torch.zeros(2, 3, 32, 32), 1, 2, 3),
+        {"x": [torch.zeros(2, 3, 32, 32)]},
+        {"x": None},
+    ],
+)
+def test_example_inputs_that_do_not_fit_the_call(inputs, build, tmp_path):
+    assert isinstance(refused(tmp_path, build("vit"), example_inputs=inputs), ExportError)
+
+
+def test_example_inputs_of_another_shape(build, tmp_path):
+    error = refused(tmp_path, build("vit"), example_inputs=torch.zeros(2, 3, 99, 99))
+    assert isinstance(error, CaptureError)
+
+
+def test_samples_of_another_shape(build, tmp_path):
+    assert "samples" in str(refused(tmp_path, build("vit"), samples=torch.zeros(4, 1, 2)))
+
+
+@pytest.mark.parametrize("axes", [{"y": {0: "batch"}}, {"x": {7: "batch"}}, {"x": {0: "a batch"}}])
+def test_dynamic_axes_that_do_not_exist(axes, build, tmp_path):
+    assert "x (2, 3, 32, 32)" in str(refused(tmp_path, build("vit"), dynamic=axes))
+
+
+def test_one_name_for_two_sizes(build, tmp_path):
+    error = refused(tmp_path, build("vit"), dynamic={"x": {0: "same", 1: "same"}})
+    assert "same is 2 in x and 3 here" in str(error)
+
+
+def test_a_model_that_fixes_its_batch(tmp_path):
+    class Fixed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(2, 8) * 2
+
+    error = refused(tmp_path, Fixed().eval(), example_inputs=torch.zeros(2, 8))
+    assert "one batch size" in str(error)
+
+
+def test_metadata_that_is_no_json(build, tmp_path):
+    assert "accuracy" in str(refused(tmp_path, build("vit"), metadata={"accuracy": torch.ones(1)}))
+
+
+def test_a_wrapped_model(build, tmp_path):
+    refused_ = refused(tmp_path, torch.nn.DataParallel(build("vit")).eval())
+    assert isinstance(refused_, StateError)
+
+
+@pytest.mark.parametrize("installed", [set(), {"onnxruntime", "onnxruntime-gpu"}])
+def test_onnx_runtime_missing_or_doubled(installed, build, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "_version", lambda name: "1.30" if name in installed else None)
+    error = refused(tmp_path, build("vit"))
+    assert "model-surgery[cpu]" in str(error)
+    assert ("twice" if installed else "not installed") in str(error)
+
+
+def test_a_disk_that_fills_up_leaves_nothing(build, tmp_path, monkeypatch):
+    def full(model, path, *_):
+        path.write_bytes(b"half a file")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(convert, "save", full)
+    assert "No space left" in str(refused(tmp_path, build("vit")))
+
+
+def test_a_failure_while_moving_keeps_the_old_file(build, tmp_path, monkeypatch):
+    def failing(source, target):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "model.onnx").write_text("precious")
+    monkeypatch.setattr(staging.os, "replace", failing)
+    refused(tmp_path, build("vit"), target="portable", overwrite=True)
+    assert (tmp_path / "model.onnx").read_text() == "precious"

@@ -1,0 +1,203 @@
+"""The whole way out: models in, verified files out, checked here once more without our own code."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+import exporters
+import surgery.operations.apply as operations
+from exporters.inputs import collect
+
+FUSED = {"dinov2": 2, "beit": 2, "swin": 3, "hf-vit": 2, "bert": 2, "gpt2": 2}
+FUSED_TOO = {"vit": 2, "deit3": 2, "clip-vision": 2, "clip-text": 2, "albert": 2, "t5": 2}
+UNFUSED = {"cait": "scores pass through linear", "llama": "query passes through add"}
+
+
+def attention_count(path: Path) -> int:
+    nodes = onnx.load(path).graph.node
+    return sum((n.domain, n.op_type) == ("com.microsoft", "Attention") for n in nodes)
+
+
+def check_parity(model, path: Path) -> None:
+    """Sizes that verification did not try."""
+    inputs = collect(model).resized({"batch": 3, "sequence": 11, "decoder_sequence": 11}, seed=42)
+    with torch.no_grad():
+        expected = model(**inputs.kwargs)
+    expected = expected if isinstance(expected, torch.Tensor) else next(iter(expected.values()))
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found, *_) = session.run(None, inputs.feeds)
+    assert found.shape == tuple(expected.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "sites"),
+    [*FUSED.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in FUSED_TOO.items())],
+)
+def test_every_site_is_fused_and_both_files_compute_what_the_model_computes(
+    name, sites, build, tmp_path
+):
+    model = build(name)
+    report = exporters.to_onnx(model, tmp_path / "model.onnx")
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.portable.onnx"}
+    assert attention_count(tmp_path / "model.onnx") == sites == report.fused
+    assert attention_count(tmp_path / "model.portable.onnx") == 0
+    assert report.passed
+    for file in report.files:
+        check_parity(model, file.path)
+        assert file.error <= 1e-5
+        assert {row.sizes["batch"] for row in file.verification.parity} == {1, 2, 5}
+
+
+@pytest.mark.parametrize("name", UNFUSED)
+def test_what_cannot_be_fused_is_exported_all_the_same_and_the_reason_is_told(
+    name, build, tmp_path
+):
+    model = build(name)
+    report = exporters.to_onnx(model, tmp_path / "model.onnx")
+    assert report.fused == 0
+    assert any(UNFUSED[name] in reason for reason in report.unfused)
+    assert sum(report.unfused.values()) == len(report.sites) == 2
+    check_parity(model, tmp_path / "model.onnx")
+
+
+def test_a_portable_file_holds_standard_operators_only(build, tmp_path):
+    report = exporters.to_onnx(build("vit"), tmp_path / "model.onnx", target="portable")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    model = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    assert {(o.domain, o.version) for o in model.opset_import} == {("", 20)}
+    assert [file.target for file in report.files] == ["portable"]
+
+
+def test_the_users_model_stays_as_it_was(build, tmp_path):
+    model = build("bert")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    exporters.to_onnx(model, tmp_path / "model.onnx")
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_adapted_model_is_folded_in_a_copy(build, tmp_path):
+    model = build("vit")
+    operations.apply(model, "vit-attn-qv", rank=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "adapters" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.eval()
+    keys = set(model.state_dict())
+    report = exporters.to_onnx(model, tmp_path / "model.onnx")
+    assert report.fused == 2
+    assert set(model.state_dict()) == keys
+    assert any("vit-attn-qv" in note for note in report.notes)
+    check_parity(model, tmp_path / "model.onnx")
+
+
+def test_half_precision_is_exported_as_fp32(build, tmp_path):
+    model = build("vit").to(torch.bfloat16)
+    report = exporters.to_onnx(model, tmp_path / "model.onnx", target="portable")
+    assert model.cls_token.dtype is torch.bfloat16
+    assert any("fp32" in note for note in report.notes)
+    (found,) = onnx.load(tmp_path / "model.onnx").graph.output
+    assert found.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_the_file_tells_how_to_use_it_and_nothing_about_this_machine(build, tmp_path):
+    model, path = build("vit"), tmp_path / "model.onnx"
+    labels = [f"class {i}" for i in range(7)]
+    exporters.to_onnx(model, path, target="portable", labels=labels, metadata={"accuracy": 0.5})
+    loaded = onnx.load(path)
+    facts = {
+        p.key.removeprefix("model_surgery."): json.loads(p.value) for p in loaded.metadata_props
+    }
+    assert facts["labels"] == labels
+    assert facts["accuracy"] == 0.5
+    assert facts["preprocessing"]["input_size"] == [3, 32, 32]
+    assert facts["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert facts["session_options"]["providers"] == ["CPUExecutionProvider"]
+    assert not any(node.metadata_props or node.doc_string for node in loaded.graph.node)
+    content = path.read_bytes()
+    assert b"pkg.torch" not in content
+    assert str(Path(torch.__file__).parents[1]).encode() not in content
+
+
+def test_axes_and_outputs_have_names(build, tmp_path):
+    exporters.to_onnx(build("bert"), tmp_path / "model.onnx", target="portable")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert shapes == {
+        "input_ids": ["batch", "sequence"],
+        "attention_mask": ["batch", "sequence"],
+        "logits": ["batch", 3],
+    }
+
+
+def test_dynamic_false_fixes_every_shape(build, tmp_path):
+    path = tmp_path / "model.onnx"
+    given = torch.randn(1, 3, 32, 32)
+    report = exporters.to_onnx(build("vit"), path, example_inputs=given, dynamic=False)
+    (shape,) = [i.type.tensor_type.shape for i in onnx.load(path).graph.input]
+    assert [d.dim_value for d in shape.dim] == [1, 3, 32, 32]
+    assert report.fused == 2
+
+
+def test_predictions_on_the_users_inputs_must_agree(build, tmp_path):
+    model = build("vit")
+    samples = torch.randn(6, 3, 32, 32)
+    report = exporters.to_onnx(model, tmp_path / "a.onnx", target="portable", samples=samples)
+    assert report.files[0].verification.top1 == 1.0
+
+
+def test_a_model_without_attention_is_exported_too(build, tmp_path):
+    report = exporters.to_onnx(build("resnet"), tmp_path / "model.onnx")
+    assert report.sites == ()
+    assert report.passed
+
+
+def test_the_report_is_data_text_and_table(build, tmp_path):
+    from rich.console import Console
+
+    report = exporters.to_onnx(build("cait"), tmp_path / "model.onnx")
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["attention"] == {
+        "sites": 2,
+        "fused": 0,
+        "unfused": [{"module": s.module, "reason": s.reason} for s in report.sites],
+    }
+    assert [file["target"] for file in plain["files"]] == ["cpu", "portable"]
+    assert plain["files"][0]["bytes"] == (tmp_path / "model.onnx").stat().st_size
+    assert "0 of 2 attention sites fused" in str(report)
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(report)
+    shown = console.export_text()
+    assert "model.portable.onnx" in shown
+    assert "cross attention" in shown
+
+
+def test_a_session_opens_with_the_options_that_the_file_recommends(build, tmp_path):
+    report = exporters.to_onnx(build("bert"), tmp_path / "model.onnx")
+    options = report.files[0].session_options
+    assert options.disabled_optimizers == ("SkipLayerNormFusion",)
+    target = tmp_path / "optimized.onnx"
+    exporters.open_session(tmp_path / "model.onnx", save_optimized=target)
+    run = {node.op_type for node in onnx.load(target, load_external_data=False).graph.node}
+    assert "SkipLayerNormalization" not in run
+    assert "Attention" in run
