@@ -35,9 +35,8 @@ from surgery.training import Recomposer
 
 POLICY = "vit-attn-qv"
 IMAGE_SIZE = 112
-ROUNDS = 40
 NAMES = {"lora": "LoRA", "symlora": "SymLoRA", "srlora": "SRLoRA"}
-RATES = {"lora": 3e-3, "symlora": 3e-3, "srlora": 1e-3}
+RATES = {"lora": 3e-3, "symlora": 3e-3, "srlora": 3e-3}
 """Peak learning rates, chosen on the validation images; see docs/demo.md."""
 
 
@@ -115,7 +114,7 @@ def demo(options: Options, stages: Stages) -> Results:
     with stages.stage("Export and verify"):
         exported = export(model, options.out, preprocess(images.test.pixels[:100]), accuracy)
     with stages.stage("Measure latency"):
-        latency = exporters.benchmark(model, findings.paths(exported), rounds=ROUNDS)
+        latency = exporters.benchmark(model, findings.paths(exported))
     return Results(
         adapter=NAMES.get(options.adapter, options.adapter),
         policy=POLICY,

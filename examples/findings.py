@@ -105,7 +105,7 @@ def latency(report: LatencyReport) -> Latencies:
     """The contenders in the order they were measured, eager PyTorch first."""
     rows = (Latency(r.name, r.median_ms, r.low_ms, r.high_ms) for r in report.rows)
     batch = next(iter(report.sizes.values()))[0]
-    return Latencies(tuple(rows), batch, report.threads, report.rounds, report.notes)
+    return Latencies(tuple(rows), batch, report.threads, report.calls, report.notes)
 
 
 def environment() -> dict[str, str]:

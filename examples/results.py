@@ -107,20 +107,20 @@ class Latency:
 
 @dataclass(frozen=True)
 class Latencies:
-    """A comparison in one process, the calls of all contenders interleaved.
+    """A comparison in one process, where the contenders took turns.
 
     Attributes:
         rows: The contenders, eager PyTorch first.
         batch: Images a call.
         threads: Threads each may use.
-        rounds: Measured calls of each.
+        calls: Measured calls of each.
         notes: Who could not take part, and why.
     """
 
     rows: tuple[Latency, ...]
     batch: int
     threads: int
-    rounds: int
+    calls: int
     notes: tuple[str, ...] = ()
 
     def speedup(self, row: Latency) -> float:

@@ -43,14 +43,14 @@ class LatencyReport:
         rows: The contenders, in the order they were measured.
         sizes: Shape of each input.
         threads: Threads that PyTorch and ONNX Runtime were allowed.
-        rounds: Measured calls of each contender.
+        calls: Measured calls of each contender.
         notes: Who could not take part, and why.
     """
 
     rows: tuple[Latency, ...]
     sizes: dict[str, tuple[int, ...]]
     threads: int
-    rounds: int
+    calls: int
     notes: tuple[str, ...] = ()
 
     def ratio(self, name: str, to: str) -> float:
@@ -68,7 +68,7 @@ class LatencyReport:
 
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.sizes.items())
         caption = "; ".join(
-            (f"{shapes}, {self.threads} threads, {self.rounds} rounds", *self.notes)
+            (f"{shapes}, {self.threads} threads, {self.calls} calls each", *self.notes)
         )
         table = Table(title="latency", title_justify="left", caption=caption)
         for column in ("", "median ms", "10 to 90 %", "to the fastest"):
@@ -86,23 +86,27 @@ def benchmark(
     *,
     inputs: Any = None,
     batch: int = 1,
-    rounds: int = 20,
-    warmup: int = 3,
+    rounds: int = 5,
+    calls: int = 8,
+    warmup: int = 4,
     threads: int | None = None,
     compiled: bool = True,
 ) -> LatencyReport:
     """Measure eager PyTorch, ``torch.compile`` and exported files against each other.
 
-    Every round calls each contender once, so that a busy machine slows all of them alike. Files are
-    opened with the session options that they recommend.
+    Every round gives each contender its turn, so that a busy machine slows all of them alike. A turn is a
+    block of calls whose first ones are not measured: for a while the threads of the one before still spin
+    and the caches hold its weights, which on two cores was seen to make PyTorch three times as slow.
+    Files are opened with the session options that they recommend.
 
     Args:
         model: The model in eval mode; adapters are folded in a copy.
         files: Paths by name, or the report of an export.
         inputs: As ``example_inputs`` of :func:`exporters.to_onnx`.
         batch: Batch size to measure at.
-        rounds: Measured calls of each contender.
-        warmup: Calls before that, not measured.
+        rounds: Turns of each contender.
+        calls: Measured calls of a turn.
+        warmup: Calls of a turn before those, not measured.
         threads: For PyTorch and ONNX Runtime alike; None takes PyTorch's setting.
         compiled: Whether ``torch.compile`` takes part. It needs a C++ compiler.
 
@@ -110,20 +114,20 @@ def benchmark(
         ExportError: If the model or the inputs do not allow it, or ONNX Runtime is not installed.
     """
     require_runtime()
-    if rounds < 1 or batch < 1:
+    if min(rounds, calls, batch) < 1:
         raise ExportError(
-            f"nothing to measure with rounds={rounds} and batch={batch}",
-            remedy="both must be at least 1",
+            f"nothing to measure with rounds={rounds}, calls={calls} and batch={batch}",
+            remedy="each must be at least 1",
         )
     plain = plain_model(model).model
     given = collect(plain, inputs)
     given = given.resized({BATCH: batch}) if BATCH in given.sizes else given
     with _threads(threads) as count:
         contenders, notes = _contenders(plain, files, given, count, compiled)
-        times = _interleave(contenders, rounds, warmup)
+        times = _take_turns(contenders, rounds, calls, warmup)
     rows = tuple(_latency(name, values) for name, values in times.items())
     sizes = {name: tuple(value.shape) for name, value in given.tensors.items()}
-    return LatencyReport(rows, sizes, count, rounds, tuple(notes))
+    return LatencyReport(rows, sizes, count, rounds * calls, tuple(notes))
 
 
 def _contenders(
@@ -148,17 +152,22 @@ def _contenders(
 
 
 @torch.no_grad()
-def _interleave(
-    contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: int
+def _take_turns(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int, warmup: int
 ) -> dict[str, list[float]]:
+    """Milliseconds of each measured call."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(warmup + rounds):
+    for _ in range(rounds):
         for name, call in contenders.items():
-            started = time.perf_counter()
-            call()
-            if round_ >= warmup:
-                times[name].append(1000 * (time.perf_counter() - started))
+            turn = [_milliseconds(call) for _ in range(warmup + calls)]
+            times[name] += turn[warmup:]
     return times
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
 
 
 def _latency(name: str, times: list[float]) -> Latency:

@@ -1,0 +1,59 @@
+"""Latency: everyone gets the same turns, and what came before a turn is not measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import exporters
+from exporters import latency
+
+
+def test_turns_are_blocks_and_their_first_calls_are_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    order: list[str] = []
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+
+    def contender(name: str, seconds: float) -> None:
+        disturbed = order[-2:] != [name, name]
+        clock[0] += seconds * (100 if disturbed else 1)
+        order.append(name)
+
+    contenders = {"a": lambda: contender("a", 0.001), "b": lambda: contender("b", 0.002)}
+    times = latency._take_turns(contenders, rounds=3, calls=4, warmup=2)
+    assert order == (["a"] * 6 + ["b"] * 6) * 3
+    assert times["a"] == pytest.approx([1.0] * 12)
+    assert times["b"] == pytest.approx([2.0] * 12)
+
+
+def test_the_span_leaves_out_a_tenth_at_either_end() -> None:
+    row = latency._latency("x", [*map(float, range(1, 20)), 1000.0])
+    assert (row.median_ms, row.low_ms, row.high_ms) == (10.5, 3.0, 18.0)
+
+
+def test_files_and_eager_side_by_side(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2)).eval()
+    inputs = torch.randn(2, 8)
+    threads = torch.get_num_threads()
+    files = exporters.to_onnx(model, tmp_path / "m.onnx", target="portable", example_inputs=inputs)
+    report = exporters.benchmark(
+        model, files, inputs=inputs, batch=3, rounds=2, calls=3, threads=1, compiled=False
+    )
+    assert [row.name for row in report.rows] == ["torch eager", "onnx portable"]
+    assert all(0 < row.low_ms <= row.median_ms <= row.high_ms for row in report.rows)
+    assert list(report.sizes.values()) == [(3, 8)]
+    assert (report.threads, report.calls) == (1, 6)
+    assert report.ratio("torch eager", "torch eager") == 1
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("nothing", [{"rounds": 0}, {"calls": 0}, {"batch": 0}])
+def test_measuring_nothing_is_refused(nothing: dict[str, int]) -> None:
+    with pytest.raises(exporters.ExportError, match="nothing to measure"):
+        exporters.benchmark(nn.Linear(2, 2).eval(), {}, inputs=torch.ones(1, 2), **nothing)
