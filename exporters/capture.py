@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from exporters.errors import ExportError
 from exporters.inputs import BATCH, Inputs
 from surgery.anatomy.capture import capture as capture_graph
-from surgery.errors import CaptureError
 
-_ATTEMPTS = 4
 _UNBOUNDED = 2**31
-
-Shapes = dict[str, dict[int, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -53,51 +47,35 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     """
     if BATCH in inputs.sizes:
         inputs = inputs.resized({BATCH: 2})
-    program, shapes = _export(model, inputs)
-    kept = {name: _kept(inputs.axes[name], dims) for name, dims in shapes.items() if dims}
-    notes = tuple(
-        f"{axis} is fixed at {size}: the model allows no other"
-        for axis, size in inputs.sizes.items()
-        if axis not in {a for axes in kept.values() for a in axes.values()}
-    )
-    if any(note.startswith(f"{BATCH} ") for note in notes):
+    # AUTO keeps a dimension dynamic as far as the model's own guards allow. Named dimensions would
+    # fail on each guard that narrows them, and two inputs with one batch need no common symbol.
+    dims = {name: dict.fromkeys(inputs.axes.get(name, ()), Dim.AUTO) for name in inputs.tensors}
+    shapes = {**dims, **dict.fromkeys(inputs.constants)} if inputs.sizes else None
+    # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
+    with torch.no_grad():
+        program = capture_graph(model, (), inputs.kwargs, dynamic_shapes=shapes)
+    symbols, fixed = _symbols(program, inputs)
+    if BATCH in fixed:
         raise ExportError(
             f"{type(model).__name__} works at one batch size only",
             why="its graph turns the batch size into a constant",
             remedy="pass example_inputs= of the batch size to serve, and dynamic=False",
         )
-    inputs = Inputs(inputs.tensors, inputs.constants, kept)
-    symbols = _symbols(program, inputs)
-    return Captured(
-        program, inputs, _output_names(program), symbols, _limits(program, symbols), notes
-    )
-
-
-def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Shapes]:
-    """Export; where a guard narrows a dimension, narrow it as torch suggests and try again."""
-    dims: dict[str, Any] = {axis: Dim(axis) for axis in inputs.sizes}
-    shapes: Any = {
-        name: {dim: dims[axis] for dim, axis in inputs.axes.get(name, {}).items()}
-        for name in inputs.tensors
+    notes = [
+        f"{axis} is fixed at {size}: the model allows no other" for axis, size in fixed.items()
+    ]
+    axes = {
+        name: {dim: axis for dim, axis in dims.items() if axis not in fixed}
+        for name, dims in inputs.axes.items()
     }
-    for attempt in range(_ATTEMPTS):
-        given = {**shapes, **dict.fromkeys(inputs.constants)} if dims else None
-        try:
-            # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch
-            # cannot view.
-            with torch.no_grad():
-                return capture_graph(model, (), inputs.kwargs, dynamic_shapes=given), shapes
-        except CaptureError as error:
-            message = str(error.__cause__)
-            if "Suggested fixes:" not in message or attempt == _ATTEMPTS - 1:
-                raise
-            fixes, _, _ = message.partition("\n\nThe error above")
-            shapes = refine_dynamic_shapes_from_suggested_fixes(fixes, shapes)
-    raise AssertionError("the last attempt either returns or raises")
-
-
-def _kept(axes: Any, dims: dict[int, Any]) -> dict[int, str]:
-    return {dim: axis for dim, axis in axes.items() if not isinstance(dims.get(dim), int)}
+    return Captured(
+        program,
+        Inputs(inputs.tensors, inputs.constants, axes),
+        _output_names(program),
+        symbols,
+        _limits(program, symbols),
+        tuple(notes),
+    )
 
 
 def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:
@@ -106,22 +84,29 @@ def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:
     return {n.name: n for n in program.graph.nodes if n.op == "placeholder" and n.name in names}
 
 
-def _symbols(program: ExportedProgram, inputs: Inputs) -> dict[str, str]:
+def _symbols(program: ExportedProgram, inputs: Inputs) -> tuple[dict[str, str], dict[str, int]]:
+    """The axis behind each symbol of the graph, and the axes that are numbers in it."""
+    symbols: dict[str, str] = {}
+    fixed: dict[str, int] = {}
     nodes = placeholders(program)
-    return {
-        str(nodes[name].meta["val"].shape[dim]): axis
-        for name, axes in inputs.axes.items()
-        for dim, axis in axes.items()
-    }
+    for name, axes in inputs.axes.items():
+        for dim, axis in axes.items():
+            size = nodes[name].meta["val"].shape[dim]
+            number = size if isinstance(size, int) else size.node.maybe_as_int()
+            if number is None:
+                symbols[str(size)] = axis
+            else:
+                fixed[axis] = number
+    return symbols, fixed
 
 
 def _limits(program: ExportedProgram, symbols: dict[str, str]) -> dict[str, tuple[int, int]]:
-    ranges = {str(symbol): found for symbol, found in program.range_constraints.items()}
-    limits = {}
-    for symbol, axis in symbols.items():
-        found = ranges.get(symbol)
-        bounded = found is not None and found.upper < _UNBOUNDED
-        limits[axis] = (1, int(found.upper) if found is not None and bounded else _UNBOUNDED)
+    """Smallest and largest size of each axis; several inputs share an axis, the narrowest counts."""
+    limits = dict.fromkeys(symbols.values(), (1, _UNBOUNDED))
+    for symbol, found in program.range_constraints.items():
+        axis = symbols.get(str(symbol))
+        if axis is not None and found.upper < limits[axis][1]:
+            limits[axis] = (1, int(found.upper))
     return limits
 
 

@@ -19,7 +19,7 @@ from exporters.errors import ExportError
 OPSET = 20
 """Opset 23 turns SDPA into ai.onnx::Attention, but breaks rotary embeddings at batch > 1."""
 
-_LARGEST_FILE = 1_800_000_000
+LARGEST_FILE = 1_800_000_000
 """Bytes of weights beyond which they go to a file of their own: protobuf ends at 2 GB."""
 
 
@@ -75,7 +75,7 @@ def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
     weights = [
         v.const_value for v in model.graph.initializers.values() if v.const_value is not None
     ]
-    large = sum(weight.nbytes for weight in weights) > _LARGEST_FILE
+    large = sum(weight.nbytes for weight in weights) > LARGEST_FILE
     ir.save(model, path, external_data=f"{path.name}.data" if large else None)
 
 

@@ -150,11 +150,8 @@ def trace_result(result: fx.Node, graph: Graph) -> Gathered | Refusal:
         found = values(node)
         if found.shape == expected.shape and torch.equal(found, expected):
             return Gathered(node, None)
-        if found.shape[-1] == heads * size and torch.equal(found.flatten(), expected.flatten()):
-            reshapes = op_name(node) in {"view", "reshape", "_unsafe_view"}
-            return (
-                Gathered(node, node.args[1])
-                if reshapes
-                else Refusal(f"the heads are joined by {op_name(node)}")
-            )
+        joins = op_name(node) in {"view", "reshape", "_unsafe_view"}
+        same = found.shape[-1] == heads * size and torch.equal(found.flatten(), expected.flatten())
+        if joins and same:
+            return Gathered(node, node.args[1])
     return Refusal("the result is read more than once before its heads are joined")

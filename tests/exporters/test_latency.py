@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import exporters
@@ -57,3 +60,20 @@ def test_files_and_eager_side_by_side(tmp_path: Path) -> None:
 def test_measuring_nothing_is_refused(nothing: dict[str, int]) -> None:
     with pytest.raises(exporters.ExportError, match="nothing to measure"):
         exporters.benchmark(nn.Linear(2, 2).eval(), {}, inputs=torch.ones(1, 2), **nothing)
+
+
+def test_a_compiler_that_fails_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: nn.Module) -> Callable[..., None]:
+        def call(**inputs: torch.Tensor) -> None:
+            raise RuntimeError("no compiler on this machine")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = nn.Linear(2, 2).eval()
+    report = exporters.benchmark(model, {}, inputs=torch.ones(1, 2), rounds=1, calls=1, warmup=0)
+    assert [row.name for row in report.rows] == ["torch eager"]
+    assert report.notes == ("torch.compile did not run: RuntimeError",)
+    console = Console(width=120, file=StringIO())
+    console.print(report)
+    assert "torch.compile did not run" in " ".join(console.file.getvalue().split())

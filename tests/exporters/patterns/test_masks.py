@@ -1,0 +1,177 @@
+"""A mask is called padding or causal only if it is so at every length; else it is handed on as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from exporters.patterns.attention import AttentionMatch
+from exporters.patterns.scores import Replay
+from tests.exporters.patterns.sites import Site, Spelled, fused, match
+
+LENGTH = 6
+AXES = {"x": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch", 1: "sequence"}}
+
+
+def tokens(batch: int = 2, length: int = LENGTH) -> torch.Tensor:
+    lengths = torch.tensor([length, length - 2])[:batch]
+    return (torch.arange(length)[None] < lengths[:, None]).long()
+
+
+class Masked(Site):
+    """SDPA with whatever ``mask`` makes of the padding mask."""
+
+    def mask(self, length: int, attention_mask: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def attend(self, q, k, v, attention_mask=None):
+        return F.scaled_dot_product_attention(q, k, v, self.mask(q.shape[2], attention_mask))
+
+
+class Padding(Masked):
+    def mask(self, length, attention_mask):
+        return attention_mask[:, None, None, :].bool()
+
+
+class Additive(Masked):
+    """As BERT did it for years."""
+
+    def mask(self, length, attention_mask):
+        return (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+
+
+class Causal(Masked):
+    def mask(self, length, attention_mask):
+        positions = torch.arange(length)
+        return (positions[None, :] <= positions[:, None])[None, None]
+
+
+class CausalPadding(Masked):
+    def mask(self, length, attention_mask):
+        return Causal.mask(self, length, attention_mask) & attention_mask[:, None, None, :].bool()
+
+
+class Everything(Masked):
+    """As transformers' vision models make it: all true."""
+
+    def mask(self, length, attention_mask):
+        return (torch.arange(length) >= 0)[None, None, :, None].expand(2, 1, length, length)
+
+
+class Window(Masked):
+    """Causal as far as anybody sees at a short length."""
+
+    def mask(self, length, attention_mask):
+        i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+        return ((j <= i) & (j > i - 100))[None, None]
+
+
+class Stored(Masked):
+    """A causal table; nothing says that it goes on like this."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.register_buffer("table", torch.ones(64, 64, dtype=torch.bool).tril()[None, None])
+
+    def mask(self, length, attention_mask):
+        return self.table[:, :, :length, :length]
+
+
+class Strange(Masked):
+    def mask(self, length, attention_mask):
+        return attention_mask[:, None, :, None].float() * 0.5 - torch.zeros(length)
+
+
+def read(site, dynamic):
+    inputs = {"x": torch.randn(2, LENGTH, 6), "attention_mask": tokens()}
+    found, captured, graph = match(site, inputs, dynamic)
+    assert isinstance(found, AttentionMatch), found.why
+    return found, captured, graph
+
+
+@pytest.mark.parametrize("dynamic", [False, AXES], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize(
+    ("kind", "causal", "padded"),
+    [
+        (Padding, False, True),
+        (Additive, False, True),
+        (Causal, True, False),
+        (CausalPadding, True, True),
+        (Everything, False, False),
+    ],
+)
+def test_a_mask_is_read(kind, causal, padded, dynamic):
+    if kind is Everything and dynamic:
+        dynamic = {"x": {1: "sequence"}, "attention_mask": {1: "sequence"}}
+    found, _, _ = read(kind(2, 3), dynamic)
+    assert found.mask.bias is None
+    assert found.mask.causal is causal
+    assert (found.mask.padding is not None) is padded
+
+
+@pytest.mark.parametrize("kind", [Padding, Additive, Causal, CausalPadding])
+def test_the_reading_computes_the_same(kind):
+    site = kind(2, 3).eval()
+    found, _, _ = read(site, AXES)
+    x = torch.randn(2, 9, 6)
+    mask = tokens(length=9)
+    torch.testing.assert_close(fused(found, site.norm(x), mask), site(x, mask))
+
+
+@pytest.mark.parametrize("kind", [Window, Stored])
+def test_what_only_looks_causal_is_handed_on_where_the_length_is_dynamic(kind):
+    found, _, _ = read(kind(2, 3), AXES)
+    assert found.mask.bias is not None
+    assert not found.mask.causal
+
+
+@pytest.mark.parametrize("kind", [Window, Stored])
+def test_at_a_fixed_length_the_proof_is_complete(kind):
+    found, _, _ = read(kind(2, 3), False)
+    assert found.mask.bias is None
+    assert found.mask.causal
+
+
+def test_any_other_mask_is_handed_on():
+    found, _, _ = read(Strange(2, 3), AXES)
+    assert found.mask.bias is not None
+    assert found.mask.padding is None
+
+
+def test_an_all_ones_example_does_not_hide_the_padding():
+    inputs = {"x": torch.randn(1, LENGTH, 6), "attention_mask": tokens(1)}
+    found, _, _ = match(Padding(2, 3), inputs, False)
+    assert isinstance(found, AttentionMatch)
+    assert found.mask.padding is not None
+
+
+def test_causal_by_argument():
+    class Argument(Site):
+        def attend(self, q, k, v, **_):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    found, _, _ = match(Argument(2, 3), torch.randn(2, 4, 6))
+    assert found.mask.causal
+
+
+def test_a_mask_that_is_added_in_another_shape_is_replayed():
+    class Windows(Spelled):
+        """Swin's shifted windows: each window of the batch has a mask of its own."""
+
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            self.register_buffer("windows", torch.randn(2, 4, 4))
+
+        def attend(self, q, k, v, **_):
+            batch, heads, length, _ = q.shape
+            scores = self.scores(q, k).view(-1, 2, heads, length, length)
+            scores = (scores + self.windows[None, :, None]).view(batch, heads, length, length)
+            return scores.softmax(-1) @ v
+
+    site, x = Windows(2, 3).eval(), torch.randn(4, 4, 6)
+    found, _, _ = match(site, x)
+    assert isinstance(found, AttentionMatch)
+    assert isinstance(found.mask.bias, Replay)
+    bias = site.windows.repeat(2, 1, 1)[:, None]
+    torch.testing.assert_close(fused(found, site.norm(x), bias=bias), site(x))

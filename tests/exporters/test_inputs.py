@@ -1,0 +1,117 @@
+"""Naming inputs, and making more of the same kind at other sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from exporters.capture import capture
+from exporters.errors import ExportError
+from exporters.inputs import Inputs, collect
+
+
+class Text(nn.Module):
+    def forward(self, input_ids, attention_mask=None, flag=False, **extra):
+        return input_ids * (attention_mask if flag else 1) + extra.get("shift", 0)
+
+
+IDS = torch.tensor([[5, 9, 7], [8, 5, 6]])
+
+
+def test_positional_named_and_extra_inputs_get_the_names_of_forward():
+    inputs = collect(Text(), {"input_ids": IDS, "shift": IDS, "flag": True})
+    assert set(inputs.tensors) == {"input_ids", "shift"}
+    assert inputs.constants == {"flag": True}
+    assert set(collect(Text(), (IDS, IDS)).tensors) == {"input_ids", "attention_mask"}
+    assert set(collect(Text(), IDS).tensors) == {"input_ids"}
+
+
+def test_whole_numbers_have_a_length_and_images_have_none():
+    class Both(nn.Module):
+        def forward(self, input_ids, decoder_input_ids, pixel_values): ...
+
+    given = (IDS, IDS, torch.zeros(2, 3, 8, 8))
+    assert collect(Both(), given).axes == {
+        "input_ids": {0: "batch", 1: "sequence"},
+        "decoder_input_ids": {0: "batch", 1: "decoder_sequence"},
+        "pixel_values": {0: "batch"},
+    }
+
+
+def test_two_lengths_under_one_name_are_refused():
+    with pytest.raises(ExportError, match="sequence is 3 in input_ids and 2 here"):
+        collect(Text(), (IDS, IDS[:, :2]))
+
+
+@given(batch=st.integers(1, 6), length=st.integers(1, 9), seed=st.integers(0, 9))
+def test_other_sizes_keep_the_vocabulary_and_the_kind(batch, length, seed):
+    inputs = collect(Text(), (IDS, torch.ones_like(IDS)))
+    made = inputs.resized({"batch": batch, "sequence": length}, seed)
+    ids, mask = made.tensors["input_ids"], made.tensors["attention_mask"]
+    assert ids.shape == mask.shape == (batch, length)
+    assert set(ids.flatten().tolist()) <= set(IDS.flatten().tolist())
+    assert ids.dtype is mask.dtype is torch.int64
+    assert made.sizes == {"batch": batch, "sequence": length}
+
+
+@given(batch=st.integers(2, 6), length=st.integers(3, 9))
+def test_masks_are_ragged_and_never_empty(batch, length):
+    inputs = collect(Text(), (IDS, torch.ones_like(IDS)))
+    mask = inputs.resized({"batch": batch, "sequence": length}).tensors["attention_mask"]
+    kept = mask.sum(1)
+    assert kept[0] == length
+    assert kept.min() >= 1
+    assert kept[1] < length
+    assert (mask.diff(dim=1) <= 0).all()
+
+
+def test_the_same_seed_draws_the_same():
+    inputs = Inputs({"x": torch.randn(2, 4)}, {}, {"x": {0: "batch"}})
+    first, second, other = (inputs.resized({"batch": 3}, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.tensors["x"], second.tensors["x"])
+    assert not torch.equal(first.tensors["x"], other.tensors["x"])
+
+
+def test_an_axis_that_the_model_fixes_is_noted_and_no_longer_dynamic():
+    class Table(nn.Module):
+        def forward(self, input_ids):
+            return input_ids + torch.arange(3)
+
+    captured = capture(Table().eval(), collect(Table(), IDS))
+    assert captured.notes == ("sequence is fixed at 3: the model allows no other",)
+    assert captured.inputs.axes == {"input_ids": {0: "batch"}}
+
+
+def test_limits_come_from_the_models_own_guards():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(12, 2))
+
+        def forward(self, input_ids):
+            return input_ids[..., None] + self.table[None, : input_ids.shape[1]]
+
+    captured = capture(Positions().eval(), collect(Positions(), IDS))
+    assert captured.limits["sequence"][1] == 12
+    assert set(captured.symbols.values()) == {"batch", "sequence"}
+
+
+def test_outputs_are_named_by_their_place():
+    class Nested(nn.Module):
+        def forward(self, x):
+            return {"logits": x * 1, "states": (x * 2, x * 3)}
+
+    class Several(nn.Module):
+        def forward(self, x):
+            return x * 1, x * 2
+
+    class One(nn.Module):
+        def forward(self, x):
+            return x * 1
+
+    x = torch.randn(2, 3)
+    names = [capture(m.eval(), collect(m, x)).outputs for m in (Nested(), Several(), One())]
+    assert names == [("logits", "states.0", "states.1"), ("output_0", "output_1"), ("output",)]

@@ -1,0 +1,358 @@
+"""The recomposer: its schedule, the function it keeps, and the optimizer state it clears."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from surgery.adapters import Recomposed, get
+from surgery.anatomy.types import Access, Layout
+from surgery.errors import StateError
+from surgery.operations.adapted import adapters_of, dress
+from surgery.operations.graft import Graft
+from surgery.training import Recomposer
+
+KINDS = ["srlora", "sym-srlora"]
+
+
+def adapt(linear, kind, rows=None, **options):
+    """Put one adapter per run of rows on a linear layer."""
+    graft = Graft(Layout.OUT_IN, Access.MODULE, linear.out_features)
+    graft.original = linear.weight.detach().clone()
+    for slot, run in (rows or {"query": (0, linear.out_features, 1)}).items():
+        part = linear.weight.detach()[slice(*run)].float()
+        adapter = get(kind)(part.shape[1], part.shape[0], **options)
+        adapter.start(part, torch.Generator().manual_seed(0))
+        graft.place(slot, adapter, (run,))
+    linear.weight.requires_grad_(False)
+    linear.bias.requires_grad_(False)
+    dress(linear, {"weight": graft}).refresh_base()
+
+
+def network(kind="srlora", dtype=torch.float32, **options):
+    """Two adapted layers; the first carries two adapters on its rows, as a fused projection does."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 10)).to(dtype)
+    options = {"rank": 4, "target_rank": 10, **options}
+    adapt(model[0], kind, {"query": (0, 10, 1), "value": (10, 20, 1)}, **options)
+    adapt(model[2], kind, **options)
+    return model
+
+
+def batch(step, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(100 + step)
+    return (torch.randn(16, n, generator=generator).to(dtype) for n in (12, 10))
+
+
+def backward(model, step):
+    x, target = batch(step, model[0].weight.dtype)
+    F.mse_loss(model(x), target).backward()
+
+
+def adamw(model, **options):
+    trainable = (p for p in model.parameters() if p.requires_grad)
+    return torch.optim.AdamW(trainable, lr=1e-2, weight_decay=0.0, **options)
+
+
+def momentum(model):
+    return torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 0.05, momentum=0.9)
+
+
+def train(model, optimizer, recomposer, steps):
+    for step in steps:
+        optimizer.zero_grad()
+        backward(model, step)
+        recomposer.step()
+        optimizer.step()
+
+
+def exact_weights(model):
+    """W0 + corrections + deltas of every layer in float64: the function that is trained."""
+    return [graft.exact(m.base(n)) for m in (model[0], model[2]) for n, graft in m.grafts()]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rank=st.integers(1, 4),
+    spare=st.integers(0, 8),
+    gamma=st.sampled_from([0.25, 0.5, 1.0]),
+    total=st.integers(1, 30),
+)
+def test_switches_are_spread_evenly_and_never_on_the_last_step(rank, spare, gamma, total):
+    linear = nn.Linear(12, 12)
+    adapt(linear, "srlora", rank=rank, target_rank=rank + spare, gamma=gamma)
+    model = nn.Sequential(linear)
+    recomposer = Recomposer(model, momentum(model), total_steps=total)
+    for _ in range(total + 3):  # and none after the end of the schedule
+        model.zero_grad()
+        model(torch.ones(1, 12)).sum().backward()
+        recomposer.step()
+    switches = spare // max(1, round(gamma * rank))
+    due = {math.ceil(k * total / switches) for k in range(1, switches + 1)}
+    assert [report.step for report in recomposer.history] == sorted(due - {total})
+    assert all(not report.exhausted for report in recomposer.history)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recomposition_keeps_the_function(kind):
+    model = network(kind)
+    optimizer = adamw(model)
+    recomposer = Recomposer(model, optimizer, total_steps=12)
+    switched = 0
+    for step in range(12):
+        optimizer.zero_grad()
+        backward(model, step)
+        x, _ = batch(50)
+        before, output = exact_weights(model), model(x)
+        report = recomposer.step()
+        if report is not None:
+            switched += 1
+            assert report.step == step + 1
+            assert report.swapped == dict.fromkeys([n for n, _ in adapters_of(model)], 2)
+            assert report.pairs == 6
+            for was, now in zip(before, exact_weights(model), strict=True):
+                torch.testing.assert_close(now, was, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(x), output, rtol=0, atol=1e-5)
+        optimizer.step()
+    assert switched == 2
+    assert "6 pairs of 3 adapters" in str(recomposer.history[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_switches_round_a_bfloat16_weight_once(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 48)).to(torch.bfloat16)
+    original = model[0].weight.detach().clone()
+    adapt(model[0], kind, rank=4, gamma=0.5, target_rank=4 + 2 * 21)
+    optimizer = adamw(model)
+    recomposer = Recomposer(model, optimizer, total_steps=42)
+    for step in range(42):
+        optimizer.zero_grad()
+        x = torch.randn(8, 48, generator=torch.Generator().manual_seed(step)).bfloat16()
+        model(x).float().square().mean().backward()
+        recomposer.step()
+        optimizer.step()
+    assert len(recomposer.history) == 20
+    ((_, adapter),) = adapters_of(model)
+    c, d = adapter.correction()
+    assert torch.equal(model[0].weight, (original.float() + c @ d).bfloat16())
+    exact = original.double() + c.double() @ d.double()
+    rounding = 2.0**-8 * exact.abs()
+    assert ((model[0].weight.double() - exact).abs() <= rounding + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: adamw(model, foreach=True, amsgrad=True),
+        lambda model: adamw(model, fused=True),
+        momentum,
+    ],
+    ids=["adamw foreach amsgrad", "adamw fused", "sgd momentum"],
+)
+def test_state_and_gradient_of_the_swapped_pairs_are_cleared_and_nothing_else(kind, make):
+    model = network(kind)
+    optimizer = make(model)
+    recomposer = Recomposer(model, optimizer, total_steps=12)
+    train(model, optimizer, recomposer, range(3))
+    optimizer.zero_grad()
+    backward(model, 3)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gradients = {p: p.grad.clone() for p in model.parameters() if p.requires_grad}
+    states = copy.deepcopy(dict(optimizer.state.items()))  # by copied parameters, in order
+    states = dict(zip(optimizer.state, states.values(), strict=True))
+    assert recomposer.step() is not None
+    names = {p: name for name, p in model.named_parameters()}
+    for _, adapter in adapters_of(model):
+        for parameter, dim in adapter.pairs().values():
+            moved = (parameter != weights[names[parameter]]).movedim(dim, 0).reshape(4, -1).all(1)
+            assert int(moved.sum()) == 2
+            pairs = [parameter.grad, gradients[parameter]]
+            now, was = optimizer.state[parameter], states[parameter]
+            assert now.keys() == was.keys()
+            tensors = [(now[k], was[k]) for k in now if was[k].shape == parameter.shape]
+            assert tensors
+            for current, before in [pairs, *tensors]:
+                current, before = (t.movedim(dim, 0).reshape(4, -1) for t in (current, before))
+                assert before.any(1).all()
+                assert not current[moved].any()
+                assert torch.equal(current[~moved], before[~moved])
+            if "step" in was:
+                assert now["step"] == was["step"]
+
+
+def test_fp32_masters_take_the_new_values():
+    model = network()
+    optimizer = momentum(model)
+    for parameter in optimizer.param_groups[0]["params"]:
+        optimizer.state[parameter]["master_param"] = parameter.detach().double()
+    recomposer = Recomposer(model, optimizer, total_steps=3)
+    backward(model, 0)
+    assert recomposer.step() is not None
+    for parameter, state in optimizer.state.items():
+        assert torch.equal(state["master_param"], parameter.double())
+
+
+def test_newborn_pairs_stay_put_in_the_step_of_the_switch():
+    model = network()
+    optimizer = adamw(model)
+    recomposer = Recomposer(model, optimizer, total_steps=12)
+    train(model, optimizer, recomposer, range(3))
+    backward(model, 3)
+    before = [a.B.detach().clone() for _, a in adapters_of(model)]
+    recomposer.step()
+    switched = [a.B.detach().clone() for _, a in adapters_of(model)]
+    optimizer.step()
+    for (_, adapter), old, new in zip(adapters_of(model), before, switched, strict=True):
+        born = (old != new).all(0)
+        assert torch.equal(adapter.B[:, born], new[:, born])
+        assert not (new == adapter.B)[:, ~born].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resuming_is_the_same_run(kind):
+    whole = network(kind)
+    optimizer = adamw(whole)
+    recomposer = Recomposer(whole, optimizer, total_steps=15)
+    train(whole, optimizer, recomposer, range(7))
+    saved = copy.deepcopy([part.state_dict() for part in (whole, optimizer, recomposer)])
+    train(whole, optimizer, recomposer, range(7, 15))
+
+    again = network(kind)
+    optimizer = adamw(again)
+    resumed = Recomposer(again, optimizer, total_steps=99)
+    for part, state in zip((again, optimizer, resumed), saved, strict=True):
+        part.load_state_dict(state)
+    train(again, optimizer, resumed, range(7, 15))
+    assert [r.step for r in resumed.history] == [10]
+    ours, theirs = again.state_dict(), whole.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert torch.equal(again[2].weight, whole[2].weight)
+
+
+def test_steps_with_infinite_gradients_do_not_touch_the_scores(caplog):
+    model = network()
+    recomposer = Recomposer(model, momentum(model), total_steps=100)
+    backward(model, 0)
+    recomposer.step()
+    scores = [adapter.scores() for _, adapter in adapters_of(model)]
+    model.zero_grad()
+    backward(model, 1)
+    next(iter(adapters_of(model)))[1].A.grad[0, 0] = float("nan")
+    with caplog.at_level(logging.WARNING):
+        recomposer.step()
+    assert recomposer.skipped == 1
+    assert recomposer.steps == 2
+    assert "step 2: gradients are not finite" in caplog.text
+    for (_, adapter), before in zip(adapters_of(model), scores, strict=True):
+        assert torch.equal(adapter.scores(), before)
+
+
+def test_running_out_of_directions_is_said_once():
+    model = network()
+    for _, adapter in adapters_of(model):  # a second training goes on with a used-up adapter
+        while adapter.switches_left:
+            adapter.recompose()
+    recomposer = Recomposer(model, momentum(model), total_steps=12)
+    reports = []
+    for step in range(12):
+        model.zero_grad()
+        backward(model, step)
+        reports.append(recomposer.step())
+    (report,) = filter(None, reports)
+    assert report.swapped == {}
+    assert set(report.exhausted) == {name for name, _ in adapters_of(model)}
+    assert "no directions left in 0.adapters.weight.query" in str(report)
+
+
+def test_each_owner_is_refreshed_once(monkeypatch):
+    model = network()
+    calls = []
+    for owner in (model[0], model[2]):
+        monkeypatch.setattr(owner, "refresh_base", lambda owner=owner: calls.append(owner))
+    recomposer = Recomposer(model, momentum(model), total_steps=3)
+    backward(model, 0)
+    recomposer.step()
+    assert calls == [model[0], model[2]]
+
+
+def test_finds_the_adapters_of_a_compiled_model():
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    recomposer = Recomposer(compiled, adamw(model), total_steps=3)
+    x, target = batch(0)
+    F.mse_loss(compiled(x), target).backward()
+    before = compiled(x)
+    assert recomposer.step().pairs == 6
+    torch.testing.assert_close(compiled(x), before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("total", [0, -1])
+def test_total_steps_must_be_positive(total):
+    model = network()
+    with pytest.raises(StateError, match=f"total_steps {total}"):
+        Recomposer(model, adamw(model), total_steps=total)
+
+
+def test_a_model_without_recomposing_adapters_is_refused():
+    plain, pissa = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
+    adapt(pissa[0], "pissa", rank=2)
+    for model in (plain, pissa):
+        with pytest.raises(StateError, match="no adapter that recomposes"):
+            Recomposer(model, adamw(model), total_steps=5)
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    model = network()
+    optimizer = adamw(model[2])
+    with pytest.raises(StateError, match="does not train an adapter") as error:
+        Recomposer(model, optimizer, total_steps=5)
+    assert error.value.where == "0.adapters.weight.query"
+
+
+def test_a_call_without_gradients_is_refused_and_not_counted():
+    model = network()
+    recomposer = Recomposer(model, adamw(model), total_steps=5)
+    with pytest.raises(StateError, match="no adapter has a gradient"):
+        recomposer.step()
+    assert recomposer.steps == 0
+
+
+def test_learns_while_it_switches():
+    """A control against all of the above: the loss falls as far as without switches, or nearly."""
+    losses = {}
+    for target_rank in (4, 10):
+        model = network(target_rank=target_rank)
+        optimizer = adamw(model)
+        recomposer = Recomposer(model, optimizer, total_steps=120)
+        x, target = batch(0)
+        start = F.mse_loss(model(x), target).item()
+        for _ in range(120):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x), target)
+            loss.backward()
+            recomposer.step()
+            optimizer.step()
+        losses[target_rank] = loss.item() / start
+    assert losses[10] < 0.5
+    assert losses[10] < 1.5 * losses[4]
+
+
+def test_every_recomposing_adapter_is_found_under_its_path():
+    model = network()
+    recomposer = Recomposer(model, adamw(model), total_steps=3)
+    backward(model, 0)
+    report = recomposer.step()
+    for name in report.swapped:
+        assert isinstance(model.get_submodule(name), Recomposed)
+    assert len(set(itertools.chain(report.swapped))) == 3
