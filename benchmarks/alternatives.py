@@ -12,6 +12,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ import surgery
 from benchmarks.record import keep
 
 VIT, BEIT, SMALL = "vit_base_patch16_224", "beit_base_patch16_224", "vit_small_patch16_224"
-ROUNDS = 5
+ROUNDS = 3
 
 
 def main() -> None:
@@ -115,69 +117,46 @@ def fused_attention() -> dict[str, Any]:
         optimize_model(
             str(plain), model_type="vit", num_heads=6, hidden_size=384
         ).save_model_to_file(str(optimized))
-        runs: dict[str, Callable[[], object]] = {"torch_eager": lambda: model(x)}
-        counts = {}
-        for name, path in (
-            ("plain_dynamo", plain),
-            ("ort_optimizer", optimized),
-            ("surgery", ours),
-        ):
-            session, counts[name] = open_counted(path, Path(folder) / f"{name}.opt.onnx")
-            runs[name] = lambda session=session: session.run(None, {"x": x.numpy()})  # type: ignore[misc]
-        with torch.inference_mode():
-            latency = interleaved(runs)
-    reference = latency["plain_dynamo"]["median_ms"]
-    for row in latency.values():
-        row["ratio_to_plain"] = round(row["median_ms"] / reference, 3)
-    return {"attention_run": counts, "latency": latency, "parity": report.files[0].error}
+        files = {"plain_dynamo": plain, "ort_optimizer": optimized, "surgery_fused": ours}
+        counts = {name: attention_run(path, Path(folder)) for name, path in files.items()}
+        latency = exporters.benchmark(model, files, inputs=x, compiled=False)
+    rows = {row.name: asdict(row) for row in latency.rows}
+    for name, row in rows.items():
+        row["ratio_to_plain"] = round(latency.ratio(name, "plain_dynamo"), 3)
+    return {"attention_run": counts, "latency": rows, "parity": report.files[0].error}
 
 
-def open_counted(path: Path, optimized: Path) -> tuple[onnxruntime.InferenceSession, int]:
-    """A session, and how many attention operators its optimised graph holds."""
+def attention_run(path: Path, folder: Path) -> int:
+    """How many attention operators ONNX Runtime runs after its own optimisation."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.optimized_model_filepath = str(optimized)
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    graph = onnx.load(optimized, load_external_data=False).graph
-    return session, sum(node.op_type.endswith("Attention") for node in graph.node)
-
-
-def interleaved(
-    runs: dict[str, Callable[[], object]], rounds: int = 40
-) -> dict[str, dict[str, float]]:
-    """Median and quartiles in milliseconds of each run, taken in turn after a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 5):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number >= 5:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {
-        name: {
-            "median_ms": round(statistics.median(taken), 2),
-            "quartiles_ms": [round(q, 2) for q in statistics.quantiles(taken, n=4)[::2]],  # type: ignore[dict-item]
-        }
-        for name, taken in times.items()
-    }
+    options.optimized_model_filepath = str(folder / f"{path.stem}.run.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    return sum(node.op_type.endswith("Attention") for node in graph.node)
 
 
 def pissa_start() -> dict[str, float]:
     """Seconds to start PiSSA at rank 8 on ViT-B's query and value (PEFT: the whole qkv), medians."""
+    config = peft.LoraConfig(r=8, target_modules=["qkv"], init_lora_weights="pissa")
     model = timm.create_model(VIT, num_classes=10)
     anatomy = surgery.read(model)
     ours, theirs = [], []
     for _ in range(ROUNDS):
-        start = time.perf_counter()
-        surgery.apply(model, "vit-attn-qv", adapter="pissa", anatomy=anatomy)
-        ours.append(time.perf_counter() - start)
+        fresh = timm.create_model(VIT, num_classes=10)
+        theirs.append(seconds(partial(peft.get_peft_model, fresh, config)))
+        ours.append(
+            seconds(lambda: surgery.apply(model, "vit-attn-qv", adapter="pissa", anatomy=anatomy))
+        )
         surgery.undo(model)
-    for _ in range(2):
-        start = time.perf_counter()
-        with_peft(VIT, ["qkv"], init_lora_weights="pissa")
-        theirs.append(time.perf_counter() - start)
     found = {"surgery_s": statistics.median(ours), "peft_s": statistics.median(theirs)}
     return {name: round(value, 3) for name, value in found.items()}
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

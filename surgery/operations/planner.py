@@ -47,7 +47,8 @@ def plan(
         PolicyError: The policy is unknown or malformed.
         AnatomyError: The model does not have what the policy asks for, or has it only in some
             layers.
-        PlanError: A projection cannot carry its adapter: rank, ties, dtype, a dead end.
+        PlanError: A projection cannot carry its adapter (rank, ties, dtype, a dead end), or
+            nothing at all would train.
         StateError: The model is wrapped or adapted already.
         CaptureError: The graph cannot be read, and the policy needs it.
     """
@@ -70,6 +71,7 @@ def plan(
         notes=(*notes, *train_notes, *_composed_notes(model, operations)),
     )
     _check_train(made)
+    _check_trainable(made)
     return made
 
 
@@ -126,6 +128,15 @@ def _check_train(made: Plan) -> None:
                 why=f"train: {word!r} names it, and a selection of policy {made.policy.name!r} too",
                 remedy=f"take {word!r} out of train, or its role out of the selection",
             )
+
+
+def _check_trainable(made: Plan) -> None:
+    if not made.trainable:
+        raise PlanError(
+            f"under policy {made.policy.name!r} nothing of {made.model} would train",
+            why="; ".join(made.notes) or "it selects no projection and names nothing to train",
+            remedy="choose a policy with adapters, or name the parameters: train=['lm_head.*']",
+        )
 
 
 def _composed_notes(model: nn.Module, operations: Iterable[Operation]) -> list[str]:

@@ -316,6 +316,14 @@ def test_globs_need_no_graph_and_roles_do() -> None:
         plan(Opaque(), {"select": [{"roles": QV}]}, example_inputs=x)
 
 
+def test_training_nothing_at_all_is_refused() -> None:
+    headless = nn.Sequential(nn.Linear(4, 4, bias=False))
+    with pytest.raises(PlanError, match="Sequential would train") as caught:
+        plan(headless, "bitfit", train=["biases"], example_inputs=torch.ones(1, 4))
+    assert "biases: this model has none" in str(caught.value)
+    assert "train=" in str(caught.value)
+
+
 def test_a_plan_is_plain_data_and_back(model: nn.Module, anatomy: Anatomy) -> None:
     adapter = {"kind": "symlora", "rank": 2, "scaling": "rslora"}
     made = lay(model, anatomy, {"roles": QV, "adapter": adapter}, train=["head", "norms"])
