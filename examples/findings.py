@@ -18,7 +18,7 @@ from examples.digits import Images
 from examples.report import compact
 from examples.results import Accuracy, Check, Digit, File, Latencies, Latency, Organ
 from exporters import ExportReport, FileReport, LatencyReport
-from exporters.parity import TOLERANCE
+from exporters.precision import TOLERANCES
 from exporters.verify import Verification
 from policies.roles import Role
 from surgery import Anatomy
@@ -83,7 +83,7 @@ def checks(fold: FoldReport, same_layout: bool, report: ExportReport) -> tuple[C
         Check(
             "The fold changes nothing but rounding.",
             f"weights by {compact(fold.drift)}, outputs by {compact(drift)}, relative",
-            drift <= TOLERANCE,
+            drift <= TOLERANCES["fp32"].error,
         ),
         Check(
             "No trace is left in the model.",
@@ -136,7 +136,7 @@ def _file(file: FileReport) -> File:
         size=file.bytes,
         nodes=file.nodes,
         parity=file.error if file.error is not None else float("nan"),
-        tolerance=TOLERANCE,
+        tolerance=TOLERANCES["fp32"].error,
         agreement=verification.top1,
         expected={count.op_type: count.expected for count in counts},
         found={count.op_type: min(count.in_file, count.in_runtime) for count in counts},

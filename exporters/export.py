@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +15,33 @@ from torch import nn
 from exporters import convert
 from exporters.capture import Captured, capture
 from exporters.errors import ExportError, VerificationError
-from exporters.fuse import Site, fuse
+from exporters.fuse import SCORES_ONLY, WHOLE, Site, fuse
 from exporters.inputs import Axes, collect
 from exporters.metadata import describe, qualified_name, versions, with_options
 from exporters.parity import Truth
 from exporters.plain import plain_model
+from exporters.precision import TOLERANCES, Precision, lower
 from exporters.preflight import check_destinations
 from exporters.report import ExportReport, FileReport
-from exporters.runtime import Operators, SessionOptions, optimized_operators, require_runtime
+from exporters.runtime import (
+    CPU,
+    CUDA,
+    Operators,
+    SessionOptions,
+    available,
+    optimized_operators,
+    require_runtime,
+)
 from exporters.staging import Stage, stage
 from exporters.verify import verify as verify_file
 
-Target = Literal["portable", "cpu"]
+Target = Literal["portable", "cpu", "cuda"]
 PORTABLE: Target = "portable"
+PROVIDERS: dict[Target, tuple[str, ...]] = {
+    PORTABLE: (CPU,),
+    "cpu": (CPU,),
+    "cuda": (CUDA, CPU),
+}
 
 
 def to_onnx(
@@ -35,6 +49,7 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     target: Target = "cpu",
+    precision: Precision = "fp32",
     example_inputs: Any = None,
     dynamic: bool | Axes = True,
     overwrite: bool = False,
@@ -46,10 +61,10 @@ def to_onnx(
 ) -> ExportReport:
     """Export a model to ONNX, fused and verified. The model itself is not changed.
 
-    ``target="cpu"`` writes two files: ``model.onnx``, in which every attention site that wholly matches
-    is one ``com.microsoft::Attention``, and ``model.portable.onnx``, which holds nothing but standard
-    operators (opset 20) and runs in any engine. ``target="portable"`` writes the latter alone, as
-    ``model.onnx``. An adapted model is folded, and half precision cast to fp32, in a copy.
+    ``target="cpu"`` and ``"cuda"`` write two files: ``model.onnx``, in which every attention site that
+    wholly matches is one operator of ONNX Runtime, and ``model.portable.onnx``, which holds nothing but
+    standard operators (opset 20) and runs in any engine. ``target="portable"`` writes the latter
+    alone, as ``model.onnx``. An adapted model is folded, and half precision cast to fp32, in a copy.
 
     Files are made and verified aside and appear whole or not at all. A file that fails is kept beside
     as ``*.rejected.onnx`` with the report as ``*.rejected.json``.
@@ -57,7 +72,10 @@ def to_onnx(
     Args:
         model: A model in eval mode.
         path: The ONNX file to write.
-        target: What the file is fused for.
+        target: What the file is fused for. Where a CUDA file cannot be run, it is verified on the
+            CPU, and the report says so.
+        precision: Of the files; inputs and outputs are fp32 all the same. ``int8`` quantises the
+            matrix products dynamically, for CPUs; pass ``samples`` to learn what it costs.
         example_inputs: A tensor, a tuple of positional or a mapping of named inputs. None asks
             timm's pretrained_cfg or transformers' config.
         dynamic: True makes the batch and the length of token inputs dynamic; False fixes every
@@ -77,8 +95,8 @@ def to_onnx(
         CaptureError: If the graph cannot be captured, or inputs cannot be made.
         VerificationError: If a file failed; its ``report`` says how.
     """
-    if target not in (PORTABLE, "cpu"):
-        raise ExportError(f"unknown target {target!r}", remedy="choose 'cpu' or 'portable'")
+    _check_choice("target", target, PROVIDERS)
+    _check_choice("precision", precision, TOLERANCES)
     require_runtime()
     names = _names(Path(path).absolute(), target)
     check_destinations(list(names.values()), overwrite)
@@ -89,15 +107,15 @@ def to_onnx(
     captured = capture(plain.model, inputs)
     truth = Truth.of(plain.model, captured, chosen) if verify else None
     with stage(names[target].parent) as aside:
-        maker = _Maker(aside, captured, facts, truth)
+        maker = _Maker(aside, captured, facts, truth, precision)
         files = [maker.make(names[PORTABLE], PORTABLE)]
         sites: tuple[Site, ...] = ()
         if target != PORTABLE:
             # Fusion rewrites the captured program: the portable file must be made first.
-            fusion = fuse(captured, plain.model)
+            fusion = fuse(captured, plain.model, SCORES_ONLY if precision == "int8" else WHOLE)
             sites = fusion.sites
             files.insert(0, maker.make(names[target], target, fusion.expected))
-        notes = (*plain.notes, *captured.notes)
+        notes = tuple(dict.fromkeys((*plain.notes, *captured.notes, *maker.notes)))
         report = ExportReport(qualified_name(plain.model), tuple(files), sites, notes, versions())
         _hand_over(report, aside)
     return report
@@ -118,21 +136,29 @@ class _Maker:
     captured: Captured
     facts: Mapping[str, str]
     truth: Truth | None
+    precision: Precision
+    notes: list[str] = field(default_factory=list)
 
     def make(self, path: Path, target: Target, expected: Operators | None = None) -> FileReport:
         """Translate the captured program as it is now, write it, choose its options, verify it."""
         started = time.perf_counter()
         staged = self.aside.folder / path.name
-        translated = convert.to_ir(self.captured)
+        translated, notes = lower(convert.to_ir(self.captured), self.precision)
         convert.save(translated, staged, self.facts)
-        options = _best_options(staged)
+        options = _best_options(staged, target)
         convert.save(translated, staged, with_options(self.facts, options))
         found = None
         if self.truth is not None:
-            found = verify_file(staged, self.truth, expected or Counter(), options)
+            here = available(options)
+            if here != options:
+                notes += (f"{options.providers[0]} is not here: verified on {here.providers[0]}",)
+            tolerance = TOLERANCES[self.precision]
+            found = verify_file(staged, self.truth, expected or Counter(), here, tolerance)
+        self.notes.extend(notes)
         return FileReport(
             path,
             target,
+            self.precision,
             self.aside.size(path.name),
             len(translated.graph),
             time.perf_counter() - started,
@@ -141,14 +167,24 @@ class _Maker:
         )
 
 
-def _best_options(path: Path) -> SessionOptions:
+def _best_options(path: Path, target: Target) -> SessionOptions:
     """ONNX Runtime's skip-layer-norm kernel is slower than Add and LayerNormalization on CPUs."""
+    options = SessionOptions(PROVIDERS[target])
+    if CUDA in options.providers:
+        return options
     try:
-        found = optimized_operators(path, SessionOptions())
+        found = optimized_operators(path, options)
     except Exception:  # a file that does not open is verification's to report
-        return SessionOptions()
+        return options
     slow = ("com.microsoft", "SkipLayerNormalization") in found
-    return SessionOptions(disabled_optimizers=("SkipLayerNormFusion",) if slow else ())
+    return replace(options, disabled_optimizers=("SkipLayerNormFusion",) if slow else ())
+
+
+def _check_choice(name: str, value: str, choices: Mapping[Any, Any]) -> None:
+    if value not in choices:
+        raise ExportError(
+            f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(map(repr, choices))}"
+        )
 
 
 def _hand_over(report: ExportReport, aside: Stage) -> None:

@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
 from exporters.capture import Captured
-from exporters.patterns.attention import AttentionMatch, AttentionPattern
+from exporters.inputs import Inputs
+from exporters.patterns.attention import AttentionPattern
 from exporters.patterns.base import Refusal
+from exporters.patterns.multihead import MultiHeadPattern
 from exporters.rewrite import Rewriter
 from exporters.runtime import Operators
-from surgery.anatomy.attention import find_cores
+from surgery.anatomy.attention import Core, find_cores
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, module_path
 from surgery.anatomy.linears import LinearReader
+
+
+class Match(Protocol):
+    """A site that one operator computes."""
+
+    @property
+    def operator(self) -> tuple[str, str]:
+        """Domain and type of the operator."""
+
+    def write(self, rewriter: Rewriter, module: str) -> None:
+        """Put the operator in the site's place; new weights are named after ``module``."""
+
+
+class SitePattern(Protocol):
+    """Recognises the sites that one operator computes."""
+
+    def match(self, core: Core, graph: Graph, inputs: Inputs) -> Match | Refusal:
+        """Return the match, or what is in the way."""
+
+
+WHOLE: tuple[SitePattern, ...] = (AttentionPattern(), MultiHeadPattern())
+"""The one that takes most into its operator first, the one that takes most sites last."""
+
+SCORES_ONLY: tuple[SitePattern, ...] = (MultiHeadPattern(),)
+"""Leaves the projections as matrix products of their own, to be quantised."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +53,12 @@ class Site:
 
     Attributes:
         module: Path of the module whose forward computes it.
+        operator: The operator that computes it now; None if it was left as it is.
         reason: Why it was left as it is; None if it was fused.
     """
 
     module: str
+    operator: str | None
     reason: str | None
 
 
@@ -44,7 +75,7 @@ class Fusion:
     expected: Operators
 
 
-def fuse(captured: Captured, model: nn.Module) -> Fusion:
+def fuse(captured: Captured, model: nn.Module, patterns: Sequence[SitePattern] = WHOLE) -> Fusion:
     """Rewrite ``captured.program`` in place.
 
     Every attention site is matched strictly before the first one is rewritten; a site that does not match
@@ -53,20 +84,36 @@ def fuse(captured: Captured, model: nn.Module) -> Fusion:
     Args:
         captured: The program; its weights are read, and stay as they are.
         model: The module it was exported from.
+        patterns: What to fuse a site to; the first that matches is taken.
     """
     program = captured.program
     graph = Graph(program)
     cores, missed = find_cores(Flow(graph, LinearReader(graph, model)))
-    pattern = AttentionPattern()
-    found = [(core.node, pattern.match(core, graph, captured.inputs)) for core in cores]
+    found = [(core.node, _match(core, graph, captured.inputs, patterns)) for core in cores]
     found += [(node, Refusal(miss.why)) for node, miss in missed]
+    found.sort(key=lambda pair: graph.order[pair[0]])
     rewriter = Rewriter(program)
+    expected: Operators = Counter()
+    sites = []
     for node, match in found:
-        if isinstance(match, AttentionMatch):
-            rewriter.attention(match, module_path(node))
+        module = module_path(node)
+        if isinstance(match, Refusal):
+            sites.append(Site(module, None, match.why))
+            continue
+        match.write(rewriter, module)
+        expected[match.operator] += 1
+        sites.append(Site(module, match.operator[1], None))
     rewriter.finish()
-    order = sorted(found, key=lambda pair: graph.order[pair[0]])
-    sites = [Site(module_path(n), m.why if isinstance(m, Refusal) else None) for n, m in order]
-    fused = sum(site.reason is None for site in sites)
-    expected: Operators = Counter({pattern.operator: fused} if fused else {})
     return Fusion(tuple(sites), expected)
+
+
+def _match(
+    core: Core, graph: Graph, inputs: Inputs, patterns: Sequence[SitePattern]
+) -> Match | Refusal:
+    """The first pattern that takes the site; else what the most permissive one says."""
+    found: Match | Refusal = Refusal("no pattern was tried")
+    for pattern in patterns:
+        found = pattern.match(core, graph, inputs)
+        if not isinstance(found, Refusal):
+            return found
+    return found

@@ -21,9 +21,6 @@ from exporters.runtime import run
 if TYPE_CHECKING:
     import onnxruntime
 
-TOLERANCE = 1e-5
-"""Largest max|difference| / max|reference| in fp32."""
-
 BATCHES = (1, 2, 5)
 _LONGER = 3
 
@@ -100,13 +97,15 @@ def probes(captured: Captured) -> Iterator[Inputs]:
         yield inputs.resized(dict(zip(choices, sizes, strict=True)), seed)
 
 
-def compare(session: onnxruntime.InferenceSession, truth: Truth) -> list[ParityRow]:
+def compare(
+    session: onnxruntime.InferenceSession, truth: Truth, tolerance: float
+) -> list[ParityRow]:
     """Run the session on every case and measure each output."""
     rows = []
     for inputs, expected in truth.cases:
         found = run(session, inputs.feeds)
         rows += [
-            ParityRow(name, inputs.sizes, relative_error(e, f), TOLERANCE)
+            ParityRow(name, inputs.sizes, relative_error(e, f), tolerance)
             for name, e, f in zip(truth.outputs, expected, found, strict=True)
         ]
     return rows

@@ -22,6 +22,7 @@ class FileReport:
     Attributes:
         path: Where it is, or where it would have been had it passed.
         target: ``portable`` or the target it was fused for.
+        precision: Of its weights.
         bytes: Its size, weights included.
         nodes: Number of nodes in its graph.
         seconds: What it took to make and verify.
@@ -31,6 +32,7 @@ class FileReport:
 
     path: Path
     target: str
+    precision: str
     bytes: int
     nodes: int
     seconds: float
@@ -59,6 +61,7 @@ class FileReport:
         return {
             "path": str(self.path),
             "target": self.target,
+            "precision": self.precision,
             "bytes": self.bytes,
             "nodes": self.nodes,
             "seconds": round(self.seconds, 3),
@@ -111,7 +114,11 @@ class ExportReport:
             "attention": {
                 "sites": len(self.sites),
                 "fused": self.fused,
-                "unfused": [asdict(site) for site in self.sites if site.reason is not None],
+                "unfused": [
+                    {"module": site.module, "reason": site.reason}
+                    for site in self.sites
+                    if site.reason is not None
+                ],
             },
             "notes": list(self.notes),
             "versions": self.versions,
@@ -130,7 +137,16 @@ class ExportReport:
 
         title = f"{self.model}: {self.fused} of {len(self.sites)} attention sites fused"
         table = Table(title=title, title_justify="left")
-        columns = ("file", "target", "MB", "nodes", "fused operators", "parity error", "verified")
+        columns = (
+            "file",
+            "target",
+            "MB",
+            "nodes",
+            "fused operators",
+            "parity error",
+            "top-1",
+            "verified",
+        )
         for column in columns:
             table.add_column(column, justify="right" if column in {"MB", "nodes"} else "left")
         for file in self.files:
@@ -148,10 +164,16 @@ def _row(file: FileReport) -> tuple[str, ...]:
     error = "" if file.error is None else f"{file.error:.1e}"
     size = f"{file.bytes / 1e6:.1f}"
     verdict = verdict if file.verification else "[yellow]not asked for[/]"
-    return (file.path.name, file.target, size, str(file.nodes), fused or "-", error, verdict)
+    top1 = file.verification.top1 if file.verification else None
+    agreed = "-" if top1 is None else f"{top1:.1%}"
+    target = f"{file.target} {file.precision}"
+    return (file.path.name, target, size, str(file.nodes), fused or "-", error, agreed, verdict)
 
 
 def _summary(file: FileReport) -> str:
     error = "not verified" if file.error is None else f"parity error {file.error:.1e}"
-    line = f"{file.path} ({file.target}): {file.bytes / 1e6:.1f} MB, {file.nodes} nodes, {error}"
+    top1 = None if file.verification is None else file.verification.top1
+    error += "" if top1 is None else f", {top1:.1%} of the top-1 predictions agree"
+    about = f"{file.target}, {file.precision}"
+    line = f"{file.path} ({about}): {file.bytes / 1e6:.1f} MB, {file.nodes} nodes, {error}"
     return "; ".join([line, *file.problems])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from exporters.patterns.attention import AttentionMatch
 from exporters.patterns.scores import Replay
+from surgery.anatomy.graph import shape_of
 
 aten = torch.ops.aten
+Size = fx.Node | int
 
 
 class Rewriter:
@@ -24,22 +26,85 @@ class Rewriter:
         self._masks: dict[fx.Node, fx.Node] = {}
         self._constants: list[tuple[Tensor, fx.Node]] = []
 
-    def attention(self, match: AttentionMatch, module: str) -> None:
-        """Replace one site by ``com.microsoft::Attention``.
+    def before(self, node: fx.Node) -> AbstractContextManager[Any]:
+        """New nodes made inside stand before ``node``."""
+        context: AbstractContextManager[Any] = self.graph.inserting_before(node)
+        return context
 
-        Its inputs are: activation, weight, bias, padding mask, past, additive bias.
+    def node(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Call an operator here."""
+        made: fx.Node = self.graph.call_function(target, args, kwargs)
+        return made
+
+    def fused(
+        self,
+        operator: tuple[str, str],
+        inputs: Sequence[fx.Node | None],
+        attributes: Mapping[str, Any],
+        shape: Sequence[Size],
+    ) -> fx.Node:
+        """Call an operator of ONNX Runtime here; trailing inputs that are None are left out.
+
+        Args:
+            operator: Domain and type.
+            inputs: In the operator's own order.
+            attributes: Likewise, by name.
+            shape: Of its one float32 output.
         """
-        target = match.gathered.node
-        weight = self._constant(f"{module}.attention.weight", match.weight)
-        bias = (
-            None if match.bias is None else self._constant(f"{module}.attention.bias", match.bias)
+        given = list(inputs)
+        while given[-1] is None:
+            given.pop()
+        return self.node(
+            torch.onnx.ops.symbolic,
+            "::".join(operator),
+            given,
+            dict(attributes),
+            dtype=torch.float32,
+            shape=list(shape),
+            version=1,
         )
-        padding, addend = self._padding(match.mask.padding), self._addend(match)
-        with self.graph.inserting_before(target):
-            node = self._operator(match, [match.x, weight, bias, padding, None, addend])
-            if match.gathered.reshape is not None:
-                node = self._node(aten.reshape.default, node, match.gathered.reshape)
-        target.replace_all_uses_with(node)
+
+    def sizes(self, x: fx.Node, *dims: int) -> list[Size]:
+        """Some sizes of a tensor: numbers where they are fixed, nodes where they are dynamic."""
+        found = [(x.meta["val"].shape[dim], dim) for dim in dims]
+        return [
+            size if isinstance(size, int) else self.node(aten.sym_size.int, x, dim)
+            for size, dim in found
+        ]
+
+    def padding(self, tokens: fx.Node | None) -> fx.Node | None:
+        """The padding mask in the type that the operators take."""
+        if tokens is None:
+            return None
+
+        def cast() -> fx.Node:
+            return self.node(aten._to_copy.default, tokens, dtype=torch.int32)
+
+        return self._once(tokens, cast)
+
+    def addend(self, mask: fx.Node | Replay | None, scores: Sequence[Size]) -> fx.Node | None:
+        """A mask as something to add to the scores.
+
+        Args:
+            mask: A boolean one becomes 0 where it keeps, the lowest number elsewhere; a replay runs
+                zeros through everything that happens to the scores.
+            scores: Their shape, (batch, heads, length, length).
+        """
+        if mask is None:
+            return None
+        if isinstance(mask, Replay):
+            return self._replay(mask, scores)
+        return self._spread(self._once(mask, lambda: self._as_addend(mask)), mask, scores)
+
+    def constant(self, name: str, value: Tensor) -> fx.Node:
+        """Add a constant to the program; equal ones (a layer used many times) are added once."""
+        for known, node in self._constants:
+            if torch.equal(known, value):
+                return node
+        taken = name in self.program.constants
+        node = self._lift(f"{name}.{len(self._constants)}" if taken else name, value)
+        self._constants.append((value, node))
+        return node
 
     def finish(self) -> None:
         """Drop what the fused operators made superfluous."""
@@ -47,71 +112,32 @@ class Rewriter:
         self.graph.lint()
         self.program.graph_module.recompile()
 
-    def _operator(self, match: AttentionMatch, inputs: list[fx.Node | None]) -> fx.Node:
-        while inputs[-1] is None:
-            inputs.pop()
-        attributes = {
-            "num_heads": match.heads,
-            "qkv_hidden_sizes": list(match.sizes),
-            "scale": match.scale,
-            "unidirectional": int(match.mask.causal),
-        }
-        shape = [*self._sizes(match.x), match.sizes[2]]
-        return self._node(
-            torch.onnx.ops.symbolic,
-            "com.microsoft::Attention",
-            inputs,
-            attributes,
-            dtype=torch.float32,
-            shape=shape,
-            version=1,
-        )
-
-    def _sizes(self, x: fx.Node) -> list[fx.Node | int]:
-        """Batch and length: numbers where they are fixed, nodes where they are dynamic."""
-        return [
-            size if isinstance(size, int) else self._node(aten.sym_size.int, x, dim)
-            for dim, size in enumerate(x.meta["val"].shape[:2])
-        ]
-
-    def _padding(self, tokens: fx.Node | None) -> fx.Node | None:
-        """The padding mask in the type that the operator takes."""
-        if tokens is None:
-            return None
-
-        def cast() -> fx.Node:
-            return self._node(aten._to_copy.default, tokens, dtype=torch.int32)
-
-        return self._once(tokens, cast)
-
-    def _addend(self, match: AttentionMatch) -> fx.Node | None:
-        """A mask as something to add: a boolean one becomes 0 where it keeps, the lowest number elsewhere."""
-        mask = match.mask.bias
-        if isinstance(mask, Replay):
-            return self._replay(mask, match)
-        if mask is None or mask.meta["val"].dtype is not torch.bool:
+    def _as_addend(self, mask: fx.Node) -> fx.Node:
+        if mask.meta["val"].dtype is not torch.bool:
             return mask
+        kept = self.node(aten._to_copy.default, mask, dtype=torch.float32)
+        hidden = self.node(aten.sub.Tensor, kept, 1)
+        return self.node(aten.mul.Tensor, hidden, torch.finfo(torch.float32).max)
 
-        def convert() -> fx.Node:
-            kept = self._node(aten._to_copy.default, mask, dtype=torch.float32)
-            hidden = self._node(aten.sub.Tensor, kept, 1)
-            return self._node(aten.mul.Tensor, hidden, torch.finfo(torch.float32).max)
+    def _spread(self, addend: fx.Node, mask: fx.Node, scores: Sequence[Size]) -> fx.Node:
+        """The operators broadcast over batch and heads alone, and take four dimensions."""
+        shape = shape_of(mask)
+        for _ in range(4 - len(shape)):
+            addend = self.node(aten.unsqueeze.default, addend, 0)
+        if len(shape) > 1 and 1 not in shape[-2:]:
+            return addend
+        return self.node(aten.expand.default, addend, [-1, -1, *scores[2:]])
 
-        return self._once(mask, convert)
-
-    def _replay(self, mask: Replay, match: AttentionMatch) -> fx.Node:
-        """Run zeros through everything that happens to the scores."""
-        with self.graph.inserting_before(match.gathered.node):
-            batch, length = self._sizes(match.x)
-            shape = [batch, match.heads, length, length]
-            copies = {mask.product: self._node(aten.full.default, shape, 0.0)}
-            for node in mask.nodes:
-                copies[node] = self.graph.node_copy(node, lambda n: copies.get(n, n))
-        return copies[mask.nodes[-1]]
-
-    def _node(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        node: fx.Node = self.graph.call_function(target, args, kwargs)
-        return node
+    def _replay(self, mask: Replay, scores: Sequence[Size]) -> fx.Node:
+        product = mask.product
+        sizes = scores[-len(shape_of(product)) :]
+        if len(sizes) == 3:  # one head a row: (batch, length, length)
+            sizes = [scores[0], *scores[2:]]
+        copies = {product: self.node(aten.full.default, list(sizes), 0.0)}
+        for node in mask.nodes:
+            copies[node] = self.graph.node_copy(node, lambda n: copies.get(n, n))
+        last = copies[mask.nodes[-1]]
+        return last if len(sizes) == 4 else self.node(aten.unsqueeze.default, last, 1)
 
     def _once(self, mask: fx.Node, make: Callable[[], fx.Node]) -> fx.Node:
         """Convert a mask right behind its node, or hand out what was made before: layers share masks."""
@@ -121,16 +147,6 @@ class Rewriter:
             with self.graph.inserting_before(first if mask.op == "placeholder" else mask.next):
                 self._masks[mask] = make()
         return self._masks[mask]
-
-    def _constant(self, name: str, value: Tensor) -> fx.Node:
-        """Add a constant to the program; equal ones (a layer used many times) are added once."""
-        for known, node in self._constants:
-            if torch.equal(known, value):
-                return node
-        taken = name in self.program.constants
-        node = self._lift(f"{name}.{len(self._constants)}" if taken else name, value)
-        self._constants.append((value, node))
-        return node
 
     def _lift(self, name: str, value: Tensor) -> fx.Node:
         """Constants are inputs of the graph that stand before the user's and are listed in the signature."""

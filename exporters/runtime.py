@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 OPTIONS_KEY = "model_surgery.session_options"
 
 Operators = Counter[tuple[str, str]]
@@ -83,10 +84,15 @@ def open_session(
         options: Instead of those in the file's metadata.
         threads: Intra-op threads; None leaves the choice to ONNX Runtime.
         save_optimized: Where to write the graph as ONNX Runtime rewrote it.
+
+    Raises:
+        ExportError: If the first provider is not there. ONNX Runtime itself would quietly run on
+            the CPU.
     """
     import onnxruntime as ort
 
     options = options or recommended_options(path)
+    _require_provider(options.providers[0], ort.get_available_providers())
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
     if threads:
@@ -100,12 +106,23 @@ def open_session(
         }
         for key, value in entries.items():
             session_options.add_session_config_entry(key, value)
-    return ort.InferenceSession(
+    session = ort.InferenceSession(
         os.fspath(path),
         session_options,
         providers=list(options.providers),
         disabled_optimizers=list(options.disabled_optimizers),
     )
+    # A provider may be built in and still fail to load its libraries.
+    _require_provider(options.providers[0], session.get_providers())
+    return session
+
+
+def available(options: SessionOptions) -> SessionOptions:
+    """The options without the providers that this machine lacks; the CPU always remains."""
+    import onnxruntime as ort
+
+    there = tuple(p for p in options.providers if p in ort.get_available_providers())
+    return replace(options, providers=there or (CPU,))
 
 
 def recommended_options(path: str | os.PathLike[str]) -> SessionOptions:
@@ -136,6 +153,16 @@ def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> list
     taken = {i.name for i in session.get_inputs()}
     outputs: list[Any] = session.run(None, {n: v for n, v in feeds.items() if n in taken})
     return outputs
+
+
+def _require_provider(wanted: str, found: Sequence[str]) -> None:
+    if wanted not in found:
+        raise ExportError(
+            f"{wanted} is not available",
+            why=f"this ONNX Runtime has {', '.join(found)}",
+            remedy="pip install 'model-surgery[gpu]' on a machine with a GPU, or open the file with "
+            "options=SessionOptions()",
+        )
 
 
 def _version(package: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from exporters.parity import ParityRow, Truth, compare, top1_agreement
+from exporters.precision import TOLERANCES, Tolerance
 from exporters.runtime import (
     Operators,
     SessionOptions,
@@ -18,9 +19,6 @@ from exporters.runtime import (
     operators,
     optimized_operators,
 )
-
-AGREEMENT = 0.99
-"""Least share of top-1 predictions that must agree; less than all, because ties may fall either way."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,13 @@ class Verification:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(path: Path, truth: Truth, expected: Operators, options: SessionOptions) -> Verification:
+def verify(
+    path: Path,
+    truth: Truth,
+    expected: Operators,
+    options: SessionOptions,
+    tolerance: Tolerance = TOLERANCES["fp32"],
+) -> Verification:
     """Check one file on disk: structure, traces of this machine, operators, parity, predictions.
 
     Args:
@@ -57,6 +61,7 @@ def verify(path: Path, truth: Truth, expected: Operators, options: SessionOption
         truth: What the model itself computes.
         expected: Operators outside of ai.onnx that the file must hold, and no others.
         options: How the file is to be opened.
+        tolerance: How far it may be from the model in fp32.
     """
     found = Verification()
     try:
@@ -64,11 +69,11 @@ def verify(path: Path, truth: Truth, expected: Operators, options: SessionOption
         found.problems += [f"holds {what}" for what in leaks(path)]
         found.operators = count_operators(path, expected, options)
         session = open_session(path, options=options)
-        found.parity = compare(session, truth)
+        found.parity = compare(session, truth, tolerance.error)
         found.top1 = top1_agreement(session, truth)
     except Exception as error:  # the checker and the runtime raise their own, unrelated classes
         found.problems.append(f"{type(error).__name__}: {str(error).strip()[:500]}")
-    found.problems += list(_failures(found))
+    found.problems += list(_failures(found, tolerance))
     return found
 
 
@@ -98,7 +103,7 @@ def leaks(path: Path) -> list[str]:
     return [what for what, text in {**traces, **paths}.items() if text in content]
 
 
-def _failures(found: Verification) -> Iterator[str]:
+def _failures(found: Verification, tolerance: Tolerance) -> Iterator[str]:
     for count in found.operators:
         if not count.passed:
             yield (
@@ -108,5 +113,5 @@ def _failures(found: Verification) -> Iterator[str]:
     for row in found.parity:
         if not row.passed:
             yield f"{row.output} differs by {row.error:.1e} (allowed {row.tolerance:.0e}) at {row.sizes}"
-    if found.top1 is not None and found.top1 < AGREEMENT:
+    if found.top1 is not None and found.top1 < tolerance.agreement:
         yield f"only {found.top1:.1%} of the top-1 predictions agree"

@@ -14,11 +14,13 @@ from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.scores import Scores, ScoresPattern
 from exporters.patterns.sdpa import ScaledDotProduct
 from exporters.patterns.softmax import SoftmaxBetweenProducts
+from exporters.rewrite import Rewriter
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 _PATTERNS: tuple[ScoresPattern, ...] = (ScaledDotProduct(), SoftmaxBetweenProducts())
 SCORES = {pattern.kind: pattern for pattern in _PATTERNS}
+OPERATOR = ("com.microsoft", "Attention")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +47,33 @@ class AttentionMatch:
     scale: float
     mask: MaskReading
 
+    operator = OPERATOR
+
+    def write(self, rewriter: Rewriter, module: str) -> None:
+        """Put the operator in place: activation, weight, bias, padding mask, past, additive bias."""
+        target = self.gathered.node
+        weight = rewriter.constant(f"{module}.attention.weight", self.weight)
+        bias = (
+            None if self.bias is None else rewriter.constant(f"{module}.attention.bias", self.bias)
+        )
+        padding = rewriter.padding(self.mask.padding)
+        attributes = {
+            "num_heads": self.heads,
+            "qkv_hidden_sizes": list(self.sizes),
+            "scale": self.scale,
+            "unidirectional": int(self.mask.causal),
+        }
+        with rewriter.before(target):
+            batch, length = rewriter.sizes(self.x, 0, 1)
+            addend = rewriter.addend(self.mask.bias, (batch, self.heads, length, length))
+            inputs = [self.x, weight, bias, padding, None, addend]
+            shape = (batch, length, self.sizes[2])
+            node = rewriter.fused(self.operator, inputs, attributes, shape)
+            target.replace_all_uses_with(self.gathered.shaped(node, rewriter))
+
 
 class AttentionPattern:
     """Self-attention straight from linear projections of one input."""
-
-    operator = ("com.microsoft", "Attention")
 
     def match(self, core: Core, graph: Graph, inputs: Inputs) -> AttentionMatch | Refusal:
         """Match the whole region node by node, or say what is in the way."""
@@ -66,8 +90,7 @@ class AttentionPattern:
         if isinstance(x, Refusal):
             return x
         mask = read_mask(scores.mask, graph, inputs)
-        problem = _unusable(mask, scores)
-        return problem or self._build(x, gathered, heads, scores, mask)
+        return unusable(mask, scores) or self._build(x, gathered, heads, scores, mask)
 
     def _heads(self, scores: Scores, graph: Graph) -> tuple[Heads, Heads, Heads] | Refusal:
         query = trace_heads("query", scores.query, graph, transposed=False)
@@ -123,13 +146,13 @@ class AttentionPattern:
         )
 
 
-def _unusable(mask: MaskReading, scores: Scores) -> Refusal | None:
-    """The operator adds a bias of shape (1 or batch, 1 or heads, length, length)."""
+def unusable(mask: MaskReading, scores: Scores) -> Refusal | None:
+    """The operators add a bias that broadcasts over batch and heads."""
     if not isinstance(mask.bias, fx.Node):
         return None
     shape = shape_of(mask.bias)
-    batch, heads, length, _ = shape_of(scores.query)
-    fits = len(shape) == 4 and shape[0] in (1, batch) and shape[1] in (1, heads)
-    if fits and shape[2:] == (length, length):
+    batch, heads, *lengths = shape_of(scores.query)
+    full = (batch, heads, lengths[0], shape_of(scores.value)[-2])
+    if len(shape) <= 4 and all(m in (1, s) for m, s in zip(shape[::-1], full[::-1], strict=False)):
         return None
-    return Refusal(f"the mask has shape {shape}, not (batch, heads, {length}, {length})")
+    return Refusal(f"the mask has shape {shape}, not {full}")

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from exporters.evaluate import Evaluator, index_tensor
 from exporters.patterns.base import Refusal, is_move, keeps_values, scale_factor
+from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 
@@ -134,6 +135,12 @@ class Gathered:
 
     node: fx.Node
     reshape: object | None
+
+    def shaped(self, joined: fx.Node, rewriter: Rewriter) -> fx.Node:
+        """What takes the place of ``node``, given the joined heads."""
+        if self.reshape is None:
+            return joined
+        return rewriter.node(torch.ops.aten.reshape.default, joined, self.reshape)
 
 
 def trace_result(result: fx.Node, graph: Graph) -> Gathered | Refusal:

@@ -25,8 +25,6 @@ class ScaledDotProduct:
         given = {**dict(zip(_NAMES, core.node.args, strict=False)), **core.node.kwargs}
         if given.get("dropout_p"):
             return Refusal(f"dropout with p = {given['dropout_p']} is active")
-        if given.get("enable_gqa"):
-            return Refusal("key and value heads are shared by groups of query heads (enable_gqa)")
         mask, scale = given.get("attn_mask"), given.get("scale")
         return Scores(
             core.query,

@@ -14,6 +14,8 @@ from exporters.patterns.scores import Replay, Scores
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
+_PRODUCTS = frozenset({"matmul", "bmm"})
+
 
 @dataclass
 class _Walk:
@@ -58,7 +60,7 @@ class SoftmaxBetweenProducts:
 
     def _back(self, softmax: fx.Node, walk: _Walk, graph: Graph) -> fx.Node | Refusal:
         node = softmax.all_input_nodes[0]
-        while op_name(node) != "matmul":
+        while op_name(node) not in _PRODUCTS:
             if len(node.users) > 1:
                 return Refusal(f"the scores are read more than once, at {op_name(node)}")
             following = self._step(node, walk)
@@ -95,7 +97,7 @@ class SoftmaxBetweenProducts:
         node = softmax
         while len(node.users) == 1:
             (user,) = node.users
-            if op_name(user) == "matmul" and user.args[0] is node:
+            if op_name(user) in _PRODUCTS and user.args[0] is node:
                 return user
             if not keeps_values(user):
                 return Refusal(f"probabilities pass through {op_name(user)} after the softmax")

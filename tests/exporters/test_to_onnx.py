@@ -14,16 +14,17 @@ import torch
 
 import exporters
 import surgery.operations.apply as operations
+from exporters.fuse import Site
 from exporters.inputs import collect
 
 FUSED = {"dinov2": 2, "beit": 2, "swin": 3, "hf-vit": 2, "bert": 2, "gpt2": 2}
-FUSED_TOO = {"vit": 2, "deit3": 2, "clip-vision": 2, "clip-text": 2, "albert": 2, "t5": 2}
-UNFUSED = {"cait": "scores pass through linear", "llama": "query passes through add"}
+FUSED_TOO = {"vit": 2, "deit3": 2, "clip-vision": 2, "clip-text": 2, "albert": 2}
+SCORES_FUSED = {"llama": 2, "eva02": 2, "t5": 1}
 
 
-def attention_count(path: Path) -> int:
+def count(path: Path, operator: str = "Attention") -> int:
     nodes = onnx.load(path).graph.node
-    return sum((n.domain, n.op_type) == ("com.microsoft", "Attention") for n in nodes)
+    return sum((n.domain, n.op_type) == ("com.microsoft", operator) for n in nodes)
 
 
 def check_parity(model, path: Path) -> None:
@@ -48,8 +49,8 @@ def test_every_site_is_fused_and_both_files_compute_what_the_model_computes(
     model = build(name)
     report = exporters.to_onnx(model, tmp_path / "model.onnx")
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.portable.onnx"}
-    assert attention_count(tmp_path / "model.onnx") == sites == report.fused
-    assert attention_count(tmp_path / "model.portable.onnx") == 0
+    assert count(tmp_path / "model.onnx") == sites == report.fused
+    assert count(tmp_path / "model.portable.onnx") == 0
     assert report.passed
     for file in report.files:
         check_parity(model, file.path)
@@ -57,15 +58,24 @@ def test_every_site_is_fused_and_both_files_compute_what_the_model_computes(
         assert {row.sizes["batch"] for row in file.verification.parity} == {1, 2, 5}
 
 
-@pytest.mark.parametrize("name", UNFUSED)
-def test_what_cannot_be_fused_is_exported_all_the_same_and_the_reason_is_told(
-    name, build, tmp_path
+@pytest.mark.parametrize(("name", "sites"), SCORES_FUSED.items())
+def test_where_more_than_projections_makes_the_operands_they_are_taken_as_they_are(
+    name, sites, build, tmp_path
 ):
     model = build(name)
     report = exporters.to_onnx(model, tmp_path / "model.onnx")
-    assert report.fused == 0
-    assert any(UNFUSED[name] in reason for reason in report.unfused)
-    assert sum(report.unfused.values()) == len(report.sites) == 2
+    assert count(tmp_path / "model.onnx", "MultiHeadAttention") == sites
+    assert report.fused == len(report.sites)
+    check_parity(model, tmp_path / "model.onnx")
+
+
+def test_what_cannot_be_fused_is_exported_all_the_same_and_the_reason_is_told(build, tmp_path):
+    model = build("cait")
+    report = exporters.to_onnx(model, tmp_path / "model.onnx")
+    mixed, single = report.sites
+    assert mixed.operator is None
+    assert "scores pass through linear" in mixed.reason
+    assert single == Site(single.module, "MultiHeadAttention", None)
     check_parity(model, tmp_path / "model.onnx")
 
 
@@ -179,17 +189,17 @@ def test_the_report_is_data_text_and_table(build, tmp_path):
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["attention"] == {
         "sites": 2,
-        "fused": 0,
-        "unfused": [{"module": s.module, "reason": s.reason} for s in report.sites],
+        "fused": 1,
+        "unfused": [{"module": s.module, "reason": s.reason} for s in report.sites[:1]],
     }
     assert [file["target"] for file in plain["files"]] == ["cpu", "portable"]
     assert plain["files"][0]["bytes"] == (tmp_path / "model.onnx").stat().st_size
-    assert "0 of 2 attention sites fused" in str(report)
+    assert "1 of 2 attention sites fused" in str(report)
     console = Console(width=200, record=True, file=StringIO())
     console.print(report)
     shown = console.export_text()
     assert "model.portable.onnx" in shown
-    assert "cross attention" in shown
+    assert "scores pass through linear" in shown
 
 
 def test_a_session_opens_with_the_options_that_the_file_recommends(build, tmp_path):

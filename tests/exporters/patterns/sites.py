@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from exporters.capture import Captured, capture
 from exporters.inputs import collect
 from exporters.patterns.attention import AttentionMatch, AttentionPattern
-from exporters.patterns.base import Refusal
 from surgery.anatomy.attention import find_cores
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph
@@ -79,14 +78,15 @@ class Spelled(Site):
 
 
 def match(
-    site: nn.Module, inputs: Any, dynamic: Any = False
-) -> tuple[AttentionMatch | Refusal, Captured, Graph]:
+    site: nn.Module, inputs: Any, dynamic: Any = False, pattern: Any = None
+) -> tuple[Any, Captured, Graph]:
     """Match the one attention site of a module."""
     site = site.eval()
     captured = capture(site, collect(site, inputs, dynamic))
     graph = Graph(captured.program)
     ((core,), _) = find_cores(Flow(graph, LinearReader(graph, site)))
-    return AttentionPattern().match(core, graph, captured.inputs), captured, graph
+    found = (pattern or AttentionPattern()).match(core, graph, captured.inputs)
+    return found, captured, graph
 
 
 def fused(

@@ -153,7 +153,7 @@ class Leaking(Site):
         (WrongAxis(2, 3), "the softmax runs over dimension -2"),
         (Watched(2, 3), "the attention probabilities are read more than once"),
         (Gated(2, 3), "scores pass through tanh"),
-        (Shared(2, 3), "enable_gqa"),
+        (Shared(2, 3), "2 query heads share 1 key heads"),
         (Joined(2, 3), "the result"),
         (Leaking(2, 3), "a projection is read outside the attention"),
     ],

@@ -1,0 +1,196 @@
+"""``com.microsoft::MultiHeadAttention``: scores, softmax and joining, whatever made query, key and value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from exporters.evaluate import Evaluator, NotConstantError, index_tensor
+from exporters.inputs import Inputs
+from exporters.patterns.attention import SCORES, unusable
+from exporters.patterns.base import Refusal, is_move
+from exporters.patterns.heads import Gathered, trace_result
+from exporters.patterns.masks import MaskReading, read_mask
+from exporters.patterns.scores import Scores
+from exporters.rewrite import Rewriter
+from surgery.anatomy.attention import Core
+from surgery.anatomy.graph import Graph, shape_of
+
+aten = torch.ops.aten
+OPERATOR = ("com.microsoft", "MultiHeadAttention")
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """Query, key or value.
+
+    Attributes:
+        node: (batch, heads, length, size), its last two dimensions swapped if ``transposed``, or
+            (batch, length, size), which is one head.
+        flat: The same as (batch, length, heads * size), if the graph holds it.
+        transposed: Whether the graph hands over the transpose.
+        repeats: How many query heads share one head.
+    """
+
+    node: fx.Node
+    flat: fx.Node | None
+    transposed: bool = False
+    repeats: int = 1
+
+    def joined(self, rewriter: Rewriter) -> fx.Node:
+        """(batch, length, heads * size)."""
+        if self.flat is not None:
+            return self.flat
+        node = self.node
+        if self.transposed:
+            node = rewriter.node(aten.transpose.int, node, -1, -2)
+        if len(shape_of(self.node)) == 3:
+            return node
+        if self.repeats > 1:
+            node = rewriter.node(aten.unsqueeze.default, node, 2)
+            node = rewriter.node(aten.expand.default, node, [-1, -1, self.repeats, -1, -1])
+            node = rewriter.node(aten.flatten.using_ints, node, 1, 2)
+        node = rewriter.node(aten.transpose.int, node, 1, 2)
+        return rewriter.node(aten.flatten.using_ints, node, 2, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class MultiHeadMatch:
+    """An attention whose operands are taken as they are.
+
+    Attributes:
+        query, key, value: The operands.
+        gathered: Where the heads are side by side again; None if the graph never joins them.
+        result: The attended values, (batch, heads, length, size).
+        heads: Number of query heads.
+        scale: Factor of the scores.
+        mask: What is hidden.
+    """
+
+    query: Operand
+    key: Operand
+    value: Operand
+    gathered: Gathered | None
+    result: fx.Node
+    heads: int
+    scale: float
+    mask: MaskReading
+
+    operator = OPERATOR
+
+    def write(self, rewriter: Rewriter, module: str) -> None:
+        """Put the operator in place: query, key, value, bias, padding mask, additive bias."""
+        target = self.result if self.gathered is None else self.gathered.node
+        padding = rewriter.padding(self.mask.padding)
+        attributes = {
+            "num_heads": self.heads,
+            "scale": self.scale,
+            "unidirectional": int(self.mask.causal),
+        }
+        with rewriter.before(target):
+            query, key, value = (o.joined(rewriter) for o in (self.query, self.key, self.value))
+            batch, length = rewriter.sizes(self.query.node, 0, -2)
+            (keys,) = rewriter.sizes(self.key.node, -1 if self.key.transposed else -2)
+            addend = rewriter.addend(self.mask.bias, (batch, self.heads, length, keys))
+            shape = (batch, length, self.heads * shape_of(self.value.node)[-1])
+            inputs = [query, key, value, None, padding, addend]
+            node = rewriter.fused(self.operator, inputs, attributes, shape)
+            target.replace_all_uses_with(self._shaped(node, rewriter))
+
+    def _shaped(self, joined: fx.Node, rewriter: Rewriter) -> fx.Node:
+        if self.gathered is not None:
+            return self.gathered.shaped(joined, rewriter)
+        if len(shape_of(self.result)) == 3:
+            return joined
+        split = rewriter.node(aten.unflatten.int, joined, 2, [self.heads, -1])
+        return rewriter.node(aten.transpose.int, split, 1, 2)
+
+
+class MultiHeadPattern:
+    """Any attention over four dimensions, or over three, which is one head."""
+
+    def match(self, core: Core, graph: Graph, inputs: Inputs) -> MultiHeadMatch | Refusal:
+        """Match what lies between the operands and the result, or say what is in the way."""
+        scores = SCORES[core.kind].match(core, graph)
+        if isinstance(scores, Refusal):
+            return scores
+        dimensions = len(shape_of(scores.query))
+        if dimensions not in (3, 4):
+            return Refusal(
+                f"the query has {dimensions} dimensions, not (batch, heads, length, size)"
+            )
+        mask = read_mask(scores.mask, graph, inputs)
+        operands = _operands(scores, graph)
+        if isinstance(operands, Refusal):
+            return operands
+        return _ill_shaped(scores, mask) or self._build(operands, scores, mask, graph)
+
+    def _build(
+        self,
+        operands: tuple[Operand, Operand, Operand],
+        scores: Scores,
+        mask: MaskReading,
+        graph: Graph,
+    ) -> MultiHeadMatch:
+        flat = len(shape_of(scores.query)) == 3
+        gathered = Refusal("one head") if flat else trace_result(scores.result, graph)
+        return MultiHeadMatch(
+            *operands,
+            None if isinstance(gathered, Refusal) else gathered,
+            scores.result,
+            1 if flat else shape_of(scores.query)[1],
+            scores.scale,
+            MaskReading(mask.causal or scores.causal, mask.padding, mask.bias),
+        )
+
+
+def _operands(scores: Scores, graph: Graph) -> tuple[Operand, Operand, Operand] | Refusal:
+    heads = shape_of(scores.query)[1]
+    found = []
+    for role, node in (("query", scores.query), ("key", scores.key), ("value", scores.value)):
+        shape = shape_of(node)
+        transposed = role == "key" and scores.key_transposed
+        if len(shape) != len(shape_of(scores.query)) or shape[0] != shape_of(scores.query)[0]:
+            return Refusal(f"{role} has shape {shape}, query {shape_of(scores.query)}")
+        shared = len(shape) == 4 and shape[1] != heads
+        if shared and heads % shape[1]:
+            return Refusal(f"{heads} query heads cannot share {shape[1]} {role} heads")
+        flat = None if shared or len(shape) == 3 else _flat(node, transposed, graph)
+        found.append(Operand(node, flat, transposed, heads // shape[1] if shared else 1))
+    query, key, value = found
+    return query, key, value
+
+
+def _flat(operand: fx.Node, transposed: bool, graph: Graph) -> fx.Node | None:
+    """The node behind some moves where the operand's heads lie side by side, if there is one."""
+    batch, heads, length, size = shape_of(operand)
+    if transposed:
+        length, size = size, length
+    node = operand
+    while is_move(node):
+        node = node.all_input_nodes[0]
+        if shape_of(node) != (batch, length, heads * size):
+            continue
+        start = index_tensor(shape_of(node))
+        try:
+            found = Evaluator(graph, {node: start})(operand)
+        except NotConstantError:
+            return None
+        expected = start.view(batch, length, heads, size).transpose(1, 2)
+        return node if torch.equal(found, expected.mT if transposed else expected) else None
+    return None
+
+
+def _ill_shaped(scores: Scores, mask: MaskReading) -> Refusal | None:
+    """The operator wants one head size for query and key, one length for key and value."""
+    query, key, value = (shape_of(n) for n in (scores.query, scores.key, scores.value))
+    key = (*key[:-2], key[-1], key[-2]) if scores.key_transposed else key
+    if query[-1] != key[-1] or key[-2] != value[-2]:
+        return Refusal(f"query {query}, key {key} and value {value} do not fit one operator")
+    if (scores.causal or mask.causal) and query[-2] != key[-2]:
+        return Refusal(f"a causal mask over {query[-2]} queries and {key[-2]} keys")
+    if len(query) == 3 and isinstance(mask.bias, fx.Node):
+        return Refusal("a mask over attention without a dimension for heads")
+    return unusable(mask, scores) if len(query) == 4 else None

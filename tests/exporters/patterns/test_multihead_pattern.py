@@ -1,0 +1,185 @@
+"""The operands are taken as they are: the operator's definition, in plain PyTorch, gives the result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from exporters.evaluate import Evaluator
+from exporters.patterns.base import Refusal
+from exporters.patterns.multihead import MultiHeadMatch, MultiHeadPattern, Operand
+from tests.exporters.patterns.sites import Site, Spelled, match
+
+
+class Rotary(Site):
+    def attend(self, q, k, v, **_):
+        angle = torch.arange(q.shape[2])[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1])
+        q, k = (
+            x * angle.cos() + torch.cat([-x[..., 2:], x[..., :2]], -1) * angle.sin() for x in (q, k)
+        )
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class QueryNorm(Site):
+    def attend(self, q, k, v, **_):
+        return F.scaled_dot_product_attention(F.layer_norm(q, q.shape[-1:]), k, v)
+
+
+class Cross(Site):
+    """Fewer queries than keys."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 4, "separate")
+
+    def split(self, x):
+        q, k, v = super().split(x)
+        return [q[:, :, :3], k, v]
+
+
+class Grouped(Site):
+    def split(self, x):
+        q, k, v = super().split(x)
+        return [q, k[:, ::2], v[:, ::2]]
+
+    def attend(self, q, k, v, **_):
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+class Batched(Spelled):
+    """Heads folded into the batch, as BART once did it."""
+
+    def attend(self, q, k, v, **_):
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        weights = torch.bmm(q * 0.4, k.transpose(1, 2)).softmax(-1)
+        return torch.bmm(weights, v).unflatten(0, (-1, self.heads))
+
+
+class Unjoined(Site):
+    def join(self, attended):
+        return attended * 2
+
+
+class Biased(Site):
+    """A mask without a batch dimension, and one bias for all queries."""
+
+    def __init__(self, *args, shape=(4, 5, 5)) -> None:
+        super().__init__(*args)
+        self.table = nn.Parameter(torch.randn(shape))
+
+    def attend(self, q, k, v, **_):
+        return F.scaled_dot_product_attention(q, k, v, self.table)
+
+
+def values(operand: Operand, run: Evaluator) -> torch.Tensor:
+    value = run(operand.node)
+    value = value.mT if operand.transposed else value
+    value = value if value.ndim == 4 else value[:, None]
+    return value.repeat_interleave(operand.repeats, 1)
+
+
+def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
+    """``com.microsoft::MultiHeadAttention`` as its documentation defines it, (batch, heads, length, size)."""
+    q, k, v = (values(operand, run) for operand in (found.query, found.key, found.value))
+    scores = q @ k.mT * found.scale
+    if found.mask.causal:
+        scores = scores + torch.full(scores.shape[-2:], -1e4).triu(1)
+    if found.mask.bias is not None:
+        scores = scores + run(found.mask.bias)
+    return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        Site(4, 4),
+        Rotary(4, 4),
+        QueryNorm(4, 4),
+        Cross(),
+        Grouped(4, 4),
+        Batched(4, 4),
+        Unjoined(4, 4),
+        Spelled(4, 4),
+        Biased(4, 4),
+        Biased(4, 4, shape=(1, 5)),
+    ],
+    ids=lambda site: type(site).__name__,
+)
+def test_whatever_made_the_operands_the_operator_computes_the_same(site):
+    x = torch.randn(2, 5, site.heads * site.size)
+    found, captured, graph = match(site, x, pattern=MultiHeadPattern())
+    assert isinstance(found, MultiHeadMatch), found.why
+    (placeholder,) = [n for n in captured.program.graph.nodes if n.name == "x"]
+    run = Evaluator(graph, {placeholder: x})
+    result = run(found.result)
+    torch.testing.assert_close(
+        computed(found, run), result if result.ndim == 4 else result[:, None]
+    )
+    if found.gathered is not None:
+        joined = result.transpose(1, 2).flatten(2)
+        torch.testing.assert_close(run(found.gathered.node).reshape(joined.shape), joined)
+    for operand in (found.query, found.key, found.value):
+        if operand.flat is not None:
+            torch.testing.assert_close(
+                run(operand.flat), values(operand, run).transpose(1, 2).flatten(2)
+            )
+
+
+@pytest.mark.parametrize("layout", ["thirds", "separate", "chunks"])
+def test_heads_side_by_side_in_the_graph_are_not_rearranged(layout):
+    found, _, _ = match(Site(2, 3, layout), torch.randn(2, 5, 6), pattern=MultiHeadPattern())
+    given = [operand.flat is not None for operand in (found.query, found.key, found.value)]
+    assert given == [layout != "thirds"] * 3
+
+
+class Mixed(Spelled):
+    """Talking heads."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.mix = nn.Linear(2, 2)
+
+    def attend(self, q, k, v, **_):
+        scores = self.mix(self.scores(q, k).permute(0, 2, 3, 1))
+        return scores.permute(0, 3, 1, 2).softmax(-1) @ v
+
+
+class Watched(Spelled):
+    def attend(self, q, k, v, **_):
+        probabilities = self.scores(q, k).softmax(-1)
+        return probabilities @ v + probabilities.mean()
+
+
+class Capped(Spelled):
+    def attend(self, q, k, v, **_):
+        return self.scores(q, k).tanh().softmax(-1) @ v
+
+
+class CausalCross(Cross):
+    def attend(self, q, k, v, **_):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class FiveDimensions(Site):
+    def attend(self, q, k, v, **_):
+        q, k, v = (x[:, None] for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("site", "reason"),
+    [
+        (Mixed(2, 3), "scores pass through linear"),
+        (Watched(2, 3), "the attention probabilities are read more than once"),
+        (Capped(2, 3), "scores pass through tanh"),
+        (CausalCross(), "a causal mask over 3 queries and 5 keys"),
+        (FiveDimensions(2, 3), "5 dimensions"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_the_operator_does_not_compute_is_refused_with_the_reason(site, reason):
+    x = torch.randn(2, 5, site.heads * site.size)
+    found, _, _ = match(site, x, pattern=MultiHeadPattern())
+    assert isinstance(found, Refusal)
+    assert reason in found.why
