@@ -129,6 +129,7 @@ def fused_attention() -> dict[str, Any]:
 def attention_run(path: Path, folder: Path) -> int:
     """How many attention operators ONNX Runtime runs after its own optimisation."""
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / f"{path.stem}.run.onnx")
     onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph

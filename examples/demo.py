@@ -79,11 +79,18 @@ def parse(arguments: Sequence[str] | None) -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--adapter", default="symlora", help="symlora (default), srlora, lora, ...")
-    parser.add_argument("--rank", type=int, default=8, help="rank of every adapter (default 8)")
-    parser.add_argument("--steps", type=int, default=150, help="optimizer steps (default 150)")
+    parser.add_argument("--rank", type=_positive, default=8, help="rank of every adapter (default 8)")
+    parser.add_argument("--steps", type=_positive, default=150, help="optimizer steps (default 150)")
     parser.add_argument("--seed", type=int, default=0, help="of head, adapters and image order")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "demo-output", metavar="DIR")
     return Options(**vars(parser.parse_args(arguments)))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
 
 
 def demo(options: Options, stages: Stages) -> Results:
@@ -97,13 +104,14 @@ def demo(options: Options, stages: Stages) -> Results:
         images = digits.load()
         model = dinov2.build(digits.CLASSES, image_size=IMAGE_SIZE)
         preprocess = digits.Preprocess(model, IMAGE_SIZE)
-    frozen = baseline(model, images, preprocess, stages)
-    with stages.stage("Read the model, plan, apply"):
+    with stages.stage("Read the model, plan"):
         layout = _layout(model)
         anatomy = surgery.read(model)
         plan = surgery.plan(
             model, POLICY, anatomy=anatomy, adapter=options.adapter, rank=options.rank
         )
+    frozen = baseline(model, images, preprocess, stages)
+    with stages.stage("Apply"):
         surgery.apply(model, plan=plan, seed=options.seed)
     losses, switches = adapt(model, images.train, preprocess, recipe, options, stages)
     with stages.stage("Fold"):

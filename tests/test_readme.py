@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 RUNNABLE = [block for block in BLOCKS if block.startswith("import")]
 
 
@@ -26,3 +28,31 @@ def test_the_example_runs_as_pasted(
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     if "to_onnx" in block:
         assert (tmp_path / "model.onnx").stat().st_size > 1_000_000
+
+
+def test_the_table_quotes_what_was_measured() -> None:
+    kept = json.loads((ROOT / "benchmarks/results/alternatives.json").read_text(encoding="utf-8"))
+    figures, latency = kept["figures"], kept["figures"]["fused_attention"]["latency"]
+    quoted = [
+        f"PEFT {kept['environment']['versions']['peft']}",
+        f"{figures['query_value_weights']['surgery_symlora']:,} SymLoRA",
+        f"| {figures['dead_adapters_beit']['peft']}: ",
+        f"**{figures['dead_adapters_beit']['surgery']}**",
+        f"{figures['pissa_start']['peft_s']:.1f} s",
+        f"{figures['pissa_start']['surgery_s']:.2f} s",
+        f"{figures['fused_attention']['attention_run']['surgery_fused']} of 12",
+        *(f"{latency[name]['ratio_to_plain']:.2f}" for name in ("ort_optimizer", "surgery_fused")),
+    ]
+    assert [figure for figure in quoted if figure not in TEXT] == []
+
+
+def test_the_demo_figures_are_those_of_its_results() -> None:
+    for adapter in ("symlora", "srlora", "lora"):
+        path = ROOT / f"benchmarks/results/demo/{adapter}.json"
+        run = json.loads(path.read_text(encoding="utf-8"))
+        for text in (TEXT, (ROOT / "docs/demo.md").read_text(encoding="utf-8")):
+            assert (
+                f"{run['accuracy']['adapted'] / run['accuracy']['total']:.1%}".replace("%", " %")
+                in text
+            )
+            assert f"{run['training']['adapter_weights']:,}" in text
