@@ -5,6 +5,8 @@ from __future__ import annotations
 from exporters.errors import ExportError, VerificationError
 from exporters.export import to_onnx
 from exporters.latency import LatencyReport, benchmark
+from exporters.peft_bridge import to_peft
+from exporters.peft_reader import from_peft
 from exporters.report import ExportReport, FileReport
 from exporters.runtime import SessionOptions, open_session
 
@@ -16,6 +18,8 @@ __all__ = [
     "SessionOptions",
     "VerificationError",
     "benchmark",
+    "from_peft",
     "open_session",
     "to_onnx",
+    "to_peft",
 ]

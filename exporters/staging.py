@@ -64,7 +64,7 @@ def stage(destination: Path) -> Iterator[Stage]:
         yield Stage(folder, destination)
     except OSError as error:
         raise ExportError(
-            "the ONNX file could not be written",
+            "the files could not be written",
             where=str(destination),
             why=f"{error.strerror or error}",
             remedy="free some space or choose another folder; nothing was left behind",

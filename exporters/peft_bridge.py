@@ -1,0 +1,180 @@
+"""Writing the adapters of a model, of whatever kind, as a LoRA checkpoint that PEFT loads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from exporters.errors import ExportError
+from exporters.preflight import check_destinations
+from exporters.staging import stage
+from surgery.adapters.base import Adapter
+from surgery.anatomy.types import Access, Layout
+from surgery.operations.checks import weight_of
+from surgery.operations.plan import Operation, Plan
+from surgery.operations.rows import indices
+from surgery.operations.state import adapted_model
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+_REMEDY = "keep them with surgery.save, or fold them and save the whole model"
+
+
+@torch.no_grad()
+def to_peft(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    base_model: str = "",
+    task_type: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model's adapters as a PEFT LoRA checkpoint; the model is not changed.
+
+    ``PeftModel.from_pretrained(base, folder)`` then computes what the model computes, from the
+    original base weights. The adapters of one weight become one pair of factors: those of a slice of a
+    fused projection have zeros in the other rows of B, and what SRLoRA and PiSSA moved into the
+    frozen weight is part of the factors, whose rank grows by as much.
+
+    Args:
+        model: An adapted model.
+        folder: Made if it is not there.
+        base_model: Name or path of the base model, for whoever loads the checkpoint.
+        task_type: PEFT's word for the task (``SEQ_CLS``, ``CAUSAL_LM``); it may stay open.
+        overwrite: Whether existing files may be replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StateError: If nothing is applied to the model.
+        ExportError: If PEFT has no words for it: a weight that is read past its module, a bare
+            parameter that trained; or if the files cannot be written.
+    """
+    target, record = adapted_model(model, "save")
+    path = Path(folder)
+    tensors, ranks = _factors(target, record.plan)
+    modules = _modules_to_save(target, record.plan)
+    parameters = {**dict(target.named_parameters()), **dict(target.named_buffers())}
+    tensors |= {
+        PREFIX + name: value
+        for name, value in parameters.items()
+        if name.rpartition(".")[0] in modules
+    }
+    config = _config(ranks, modules, base_model, task_type, record.plan, target)
+    path.mkdir(exist_ok=True)
+    check_destinations([path / CONFIG, path / TENSORS], overwrite)
+    with stage(path) as aside:
+        content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        safetensors.torch.save_file(content, aside.folder / TENSORS, {"format": "pt"})
+        text = json.dumps(config, indent=2, sort_keys=True)
+        (aside.folder / CONFIG).write_text(text, encoding="utf-8")
+        aside.publish()
+    return path
+
+
+def _factors(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Tensors by key, and the rank of each adapted module."""
+    grouped: dict[str, list[Operation]] = defaultdict(list)
+    for operation in plan.operations:
+        _check(operation)
+        grouped[operation.projection.module].append(operation)
+    tensors, ranks = {}, {}
+    for module, operations in grouped.items():
+        b, a = _joined(model, operations)
+        ranks[module] = a.shape[0]
+        ones = [1] * (weight_of(model, operations[0].projection).ndim - 2)
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = a.reshape(*a.shape, *ones)
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = b.reshape(*b.shape, *ones)
+    return tensors, ranks
+
+
+def _joined(model: nn.Module, operations: Iterable[Operation]) -> tuple[Tensor, Tensor]:
+    """All changes of one weight as (B, A): (out, r) and (r, in), zero where nothing changes."""
+    columns, rows = [], []
+    for operation in operations:
+        p, adapter = operation.projection, model.get_submodule(operation.path)
+        assert isinstance(adapter, Adapter)
+        for b, a in filter(None, (adapter.factors(), adapter.correction())):
+            padded = torch.zeros(p.weight_out_features, b.shape[1])
+            padded[indices(p.rows)] = b.float().cpu()
+            columns.append(padded)
+            rows.append(a.float().cpu())
+    return torch.cat(columns, 1), torch.cat(rows, 0)
+
+
+def _check(operation: Operation) -> None:
+    if operation.access is Access.MODULE and operation.projection.parameter == "weight":
+        return
+    raise ExportError(
+        "PEFT cannot carry this adapter",
+        where=operation.name,
+        why="PEFT adapts the forward of a module, and this weight is read past its module's forward",
+        remedy=_REMEDY,
+    )
+
+
+def _modules_to_save(model: nn.Module, plan: Plan) -> list[str]:
+    """The modules whose own parameters trained: PEFT saves whole modules."""
+    owners = list(dict.fromkeys(name.rpartition(".")[0] for name in plan.trained_names))
+    adapted = {operation.projection.module for operation in plan.operations}
+    for owner in owners:
+        leaf = owner and not list(model.get_submodule(owner).children())
+        if owner in adapted or not leaf:
+            names = [n for n in plan.trained_names if n.rpartition(".")[0] == owner]
+            raise ExportError(
+                "PEFT cannot carry all that trained",
+                where=", ".join(names[:3]),
+                why="it saves whole modules, of which no part carries an adapter",
+                remedy=_REMEDY,
+            )
+    return owners
+
+
+def _config(
+    ranks: dict[str, int],
+    modules: list[str],
+    base_model: str,
+    task_type: str | None,
+    plan: Plan,
+    model: nn.Module,
+) -> dict[str, Any]:
+    """PEFT's own words. Every alpha is the rank: the factors hold their scaling."""
+    ((usual, _),) = Counter(ranks.values()).most_common(1)
+    # A leading ^ keeps PEFT from taking the name for the end of a longer one.
+    others = {f"^{module}": rank for module, rank in ranks.items() if rank != usual}
+    layouts = {operation.projection.layout for operation in plan.operations}
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_model,
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": _targets(list(ranks), model),
+        "modules_to_save": modules or None,
+        "bias": "none",
+        "fan_in_fan_out": layouts == {Layout.IN_OUT},
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def _targets(adapted: list[str], model: nn.Module) -> list[str] | str:
+    """Names; where one is also the end of another module's name, one regular expression instead."""
+    paths = [path for path, _ in model.named_modules()]
+    ambiguous = any(path.endswith(f".{name}") for name in adapted for path in paths)
+    return "|".join(name.replace(".", r"\.") for name in adapted) if ambiguous else sorted(adapted)
