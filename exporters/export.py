@@ -114,6 +114,7 @@ def to_onnx(
             # Fusion rewrites the captured program: the portable file must be made first.
             fusion = fuse(captured, plain.model, SCORES_ONLY if precision == "int8" else WHOLE)
             sites = fusion.sites
+            maker.notes.extend(fusion.notes)
             files.insert(0, maker.make(names[target], target, fusion.expected))
         notes = tuple(dict.fromkeys((*plain.notes, *captured.notes, *maker.notes)))
         report = ExportReport(qualified_name(plain.model), tuple(files), sites, notes, versions())

@@ -13,6 +13,7 @@ from exporters.capture import Captured
 from exporters.inputs import Inputs
 from exporters.patterns.attention import AttentionPattern
 from exporters.patterns.base import Refusal
+from exporters.patterns.layer_scale import LayerScaleMatch, LayerScalePattern
 from exporters.patterns.multihead import MultiHeadPattern
 from exporters.rewrite import Rewriter
 from exporters.runtime import Operators
@@ -69,10 +70,12 @@ class Fusion:
     Attributes:
         sites: Every attention site of the graph, in order.
         expected: The fused operators that the file must now contain.
+        notes: What else was folded together.
     """
 
     sites: tuple[Site, ...]
     expected: Operators
+    notes: tuple[str, ...]
 
 
 def fuse(captured: Captured, model: nn.Module, patterns: Sequence[SitePattern] = WHOLE) -> Fusion:
@@ -92,6 +95,8 @@ def fuse(captured: Captured, model: nn.Module, patterns: Sequence[SitePattern] =
     found = [(core.node, _match(core, graph, captured.inputs, patterns)) for core in cores]
     found += [(node, Refusal(miss.why)) for node, miss in missed]
     found.sort(key=lambda pair: graph.order[pair[0]])
+    scale = LayerScalePattern()
+    scales = [m for n in graph.nodes if isinstance(m := scale.match(n, graph), LayerScaleMatch)]
     rewriter = Rewriter(program)
     expected: Operators = Counter()
     sites = []
@@ -103,8 +108,11 @@ def fuse(captured: Captured, model: nn.Module, patterns: Sequence[SitePattern] =
         match.write(rewriter, module)
         expected[match.operator] += 1
         sites.append(Site(module, match.operator[1], None))
+    for scaled in scales:
+        scaled.write(rewriter)
     rewriter.finish()
-    return Fusion(tuple(sites), expected)
+    notes = (f"{len(scales)} layer scales were multiplied into weights",) if scales else ()
+    return Fusion(tuple(sites), expected, notes)
 
 
 def _match(

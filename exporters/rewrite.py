@@ -25,6 +25,7 @@ class Rewriter:
         self.program, self.graph = program, program.graph
         self._masks: dict[fx.Node, fx.Node] = {}
         self._constants: list[tuple[Tensor, fx.Node]] = []
+        self._replaced: dict[fx.Node, fx.Node] = {}
 
     def before(self, node: fx.Node) -> AbstractContextManager[Any]:
         """New nodes made inside stand before ``node``."""
@@ -32,9 +33,15 @@ class Rewriter:
         return context
 
     def node(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """Call an operator here."""
+        """Call an operator here; arguments that were replaced since they were found are looked up."""
+        args, kwargs = fx.node.map_arg((args, kwargs), self._current)
         made: fx.Node = self.graph.call_function(target, args, kwargs)
         return made
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let every reader of ``old`` read ``new``."""
+        old.replace_all_uses_with(new)
+        self._replaced[old] = new
 
     def fused(
         self,
@@ -112,6 +119,9 @@ class Rewriter:
         self.graph.lint()
         self.program.graph_module.recompile()
 
+    def _current(self, node: fx.Node) -> fx.Node:
+        return self._replaced.get(node, node)
+
     def _as_addend(self, mask: fx.Node) -> fx.Node:
         if mask.meta["val"].dtype is not torch.bool:
             return mask
@@ -135,7 +145,7 @@ class Rewriter:
             sizes = [scores[0], *scores[2:]]
         copies = {product: self.node(aten.full.default, list(sizes), 0.0)}
         for node in mask.nodes:
-            copies[node] = self.graph.node_copy(node, lambda n: copies.get(n, n))
+            copies[node] = self.graph.node_copy(node, lambda n: copies.get(n) or self._current(n))
         last = copies[mask.nodes[-1]]
         return last if len(sizes) == 4 else self.node(aten.unsqueeze.default, last, 1)
 

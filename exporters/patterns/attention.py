@@ -69,7 +69,7 @@ class AttentionMatch:
             inputs = [self.x, weight, bias, padding, None, addend]
             shape = (batch, length, self.sizes[2])
             node = rewriter.fused(self.operator, inputs, attributes, shape)
-            target.replace_all_uses_with(self.gathered.shaped(node, rewriter))
+            rewriter.replace(target, self.gathered.shaped(node, rewriter))
 
 
 class AttentionPattern:
@@ -80,6 +80,8 @@ class AttentionPattern:
         scores = SCORES[core.kind].match(core, graph)
         if isinstance(scores, Refusal):
             return scores
+        if scores.factors:
+            return Refusal("the scores are scaled head by head")
         gathered = trace_result(scores.result, graph)
         if isinstance(gathered, Refusal):
             return gathered

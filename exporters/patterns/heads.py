@@ -54,7 +54,7 @@ def trace_heads(role: str, operand: fx.Node, graph: Graph, *, transposed: bool) 
     node, factor = operand, 1.0
     scaling: set[fx.Node] = set()
     region: set[fx.Node] = set()
-    while (parts := _linear_parts(node)) is None:
+    while (parts := linear_parts(node)) is None:
         number = scale_factor(node)
         if number is not None:
             factor *= number
@@ -73,7 +73,7 @@ def trace_heads(role: str, operand: fx.Node, graph: Graph, *, transposed: bool) 
     return _heads(node, parts, channels, factor, graph, region, role)
 
 
-def _linear_parts(node: fx.Node) -> tuple[object, object, object, bool] | None:
+def linear_parts(node: fx.Node) -> tuple[object, object, object, bool] | None:
     """Input, weight, bias, and whether the weight is (in, out); None for any other node."""
     name, args = op_name(node), node.args
     if name == "linear":

@@ -32,18 +32,22 @@ class Operand:
         flat: The same as (batch, length, heads * size), if the graph holds it.
         transposed: Whether the graph hands over the transpose.
         repeats: How many query heads share one head.
+        factors: What it is multiplied with.
     """
 
     node: fx.Node
     flat: fx.Node | None
     transposed: bool = False
     repeats: int = 1
+    factors: tuple[fx.Node, ...] = ()
 
     def joined(self, rewriter: Rewriter) -> fx.Node:
         """(batch, length, heads * size)."""
         if self.flat is not None:
             return self.flat
         node = self.node
+        for factor in self.factors:
+            node = rewriter.node(aten.mul.Tensor, node, factor)
         if self.transposed:
             node = rewriter.node(aten.transpose.int, node, -1, -2)
         if len(shape_of(self.node)) == 3:
@@ -97,7 +101,7 @@ class MultiHeadMatch:
             shape = (batch, length, self.heads * shape_of(self.value.node)[-1])
             inputs = [query, key, value, None, padding, addend]
             node = rewriter.fused(self.operator, inputs, attributes, shape)
-            target.replace_all_uses_with(self._shaped(node, rewriter))
+            rewriter.replace(target, self._shaped(node, rewriter))
 
     def _shaped(self, joined: fx.Node, rewriter: Rewriter) -> fx.Node:
         if self.gathered is not None:
@@ -157,8 +161,10 @@ def _operands(scores: Scores, graph: Graph) -> tuple[Operand, Operand, Operand] 
         shared = len(shape) == 4 and shape[1] != heads
         if shared and heads % shape[1]:
             return Refusal(f"{heads} query heads cannot share {shape[1]} {role} heads")
-        flat = None if shared or len(shape) == 3 else _flat(node, transposed, graph)
-        found.append(Operand(node, flat, transposed, heads // shape[1] if shared else 1))
+        factors = scores.factors if role == "query" else ()
+        whole = not (shared or factors or len(shape) == 3)
+        flat = _flat(node, transposed, graph) if whole else None
+        found.append(Operand(node, flat, transposed, heads // shape[1] if shared else 1, factors))
     query, key, value = found
     return query, key, value
 

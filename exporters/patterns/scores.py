@@ -38,6 +38,7 @@ class Scores:
         causal: Whether the operator itself hides later positions.
         product: The node that takes query and key.
         result: The node with the attended values, (batch, heads, length, size).
+        factors: What the product is multiplied with besides: one number for each head.
     """
 
     query: fx.Node
@@ -49,6 +50,7 @@ class Scores:
     causal: bool
     product: fx.Node
     result: fx.Node
+    factors: tuple[fx.Node, ...] = ()
 
 
 class ScoresPattern(Protocol):

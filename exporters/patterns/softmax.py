@@ -23,13 +23,15 @@ class _Walk:
 
     Attributes:
         nodes: What lies between, the softmax excluded, from the product on.
-        scale: The product of all factors.
+        scale: The product of all numbers.
+        factors: Constants that hold one number for each head.
         masks: What is added.
         replayed: Whether the masks are not simply one last summand.
     """
 
     nodes: list[fx.Node] = field(default_factory=list)
     scale: float = 1.0
+    factors: list[fx.Node] = field(default_factory=list)
     masks: list[fx.Node] = field(default_factory=list)
     replayed: bool = False
 
@@ -56,14 +58,25 @@ class SoftmaxBetweenProducts:
         assert isinstance(value, fx.Node)
         mask = walk.masks[0] if walk.masks else None
         replay = Replay(product, tuple(walk.nodes)) if walk.replayed else None
-        return Scores(query, key, value, True, walk.scale, replay or mask, False, product, result)
+        return Scores(
+            query,
+            key,
+            value,
+            key_transposed=True,
+            scale=walk.scale,
+            mask=replay or mask,
+            causal=False,
+            product=product,
+            result=result,
+            factors=tuple(walk.factors),
+        )
 
     def _back(self, softmax: fx.Node, walk: _Walk, graph: Graph) -> fx.Node | Refusal:
         node = softmax.all_input_nodes[0]
         while op_name(node) not in _PRODUCTS:
             if len(node.users) > 1:
                 return Refusal(f"the scores are read more than once, at {op_name(node)}")
-            following = self._step(node, walk)
+            following = self._step(node, walk, graph)
             if isinstance(following, Refusal):
                 return following
             walk.nodes.insert(0, node)
@@ -74,17 +87,19 @@ class SoftmaxBetweenProducts:
             return Refusal("the scores are rearranged before the softmax")
         return node
 
-    def _step(self, node: fx.Node, walk: _Walk) -> fx.Node | Refusal:
+    def _step(self, node: fx.Node, walk: _Walk, graph: Graph) -> fx.Node | Refusal:
         """What comes before ``node``, if it is one of the things that may happen to scores."""
         factor, name = scale_factor(node), op_name(node)
         before = node.all_input_nodes[0]
         if factor is not None:
             walk.scale *= factor
-            walk.replayed |= bool(walk.masks)
+        elif (by_head := _factor_by_head(node, graph)) is not None:
+            walk.factors.append(by_head)
         elif is_move(node) and name != "getitem":
             walk.replayed = True
         elif name == "add" and not node.kwargs and shape_of(before) == shape_of(node):
-            walk.replayed |= bool(walk.masks)
+            # Whatever scales the sum scales the mask too.
+            walk.replayed |= bool(walk.masks or walk.factors) or walk.scale != 1.0
             walk.masks += node.all_input_nodes[1:]
         elif name == "masked_fill" and isinstance(node.args[2], float) and node.args[2] <= LOWEST:
             walk.replayed = True
@@ -103,6 +118,15 @@ class SoftmaxBetweenProducts:
                 return Refusal(f"probabilities pass through {op_name(user)} after the softmax")
             node = user
         return Refusal("the attention probabilities are read more than once")
+
+
+def _factor_by_head(node: fx.Node, graph: Graph) -> fx.Node | None:
+    """The constant that the scores are multiplied with, if it is the same for all of a head's scores."""
+    if op_name(node) != "mul" or len(node.all_input_nodes) != 2:
+        return None
+    scores, factor = node.all_input_nodes
+    by_head = scores in graph.data and factor not in graph.data
+    return factor if by_head and shape_of(factor)[-2:] == (1, 1) else None
 
 
 def _stays_in_place(product: fx.Node, walk: _Walk, graph: Graph) -> bool:

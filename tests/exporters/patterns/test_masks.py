@@ -155,6 +155,19 @@ def test_causal_by_argument():
     assert found.mask.causal
 
 
+@pytest.mark.parametrize("first", ["scale", "mask"])
+def test_a_scale_after_the_mask_scales_the_mask_too(first):
+    class Ordered(Spelled):
+        def attend(self, q, k, v, attention_mask=None):
+            bias = (1.0 - attention_mask[:, None, None, :].float()) * -1e5
+            scores = q @ k.mT
+            scores = scores * 0.3 + bias if first == "scale" else (scores + bias + bias.mT) * 0.3
+            return scores.softmax(-1) @ v
+
+    found, _, _ = read(Ordered(2, 3), AXES)
+    assert isinstance(found.mask.bias, Replay) is (first == "mask")
+
+
 def test_a_mask_that_is_added_in_another_shape_is_replayed():
     class Windows(Spelled):
         """Swin's shifted windows: each window of the batch has a mask of its own."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from exporters.evaluate import Evaluator
 from exporters.patterns.base import Refusal
 from exporters.patterns.multihead import MultiHeadMatch, MultiHeadPattern, Operand
+from exporters.patterns.scores import Replay
 from tests.exporters.patterns.sites import Site, Spelled, match
 
 
@@ -56,6 +57,23 @@ class Batched(Spelled):
         return torch.bmm(weights, v).unflatten(0, (-1, self.heads))
 
 
+class ByHead(Spelled):
+    """As Swin V2: a learned temperature for each head, and a bias."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.temperature = nn.Parameter(torch.rand(self.heads, 1, 1))
+        self.bias = nn.Parameter(torch.randn(self.heads, 5, 5))
+
+    def scores(self, q, k):
+        return q @ k.mT * self.temperature.exp() + self.bias
+
+
+class ScaledMask(ByHead):
+    def scores(self, q, k):
+        return (q @ k.mT + self.bias) * self.temperature
+
+
 class Unjoined(Site):
     def join(self, attended):
         return attended * 2
@@ -74,9 +92,17 @@ class Biased(Site):
 
 def values(operand: Operand, run: Evaluator) -> torch.Tensor:
     value = run(operand.node)
+    for factor in operand.factors:
+        value = value * run(factor)
     value = value.mT if operand.transposed else value
     value = value if value.ndim == 4 else value[:, None]
     return value.repeat_interleave(operand.repeats, 1)
+
+
+def addend(mask: fx.Node | Replay, scores: torch.Tensor, run: Evaluator) -> torch.Tensor | fx.Node:
+    if not isinstance(mask, Replay):
+        return run(mask)
+    return Evaluator(run.graph, {mask.product: torch.zeros_like(scores)})(mask.nodes[-1])
 
 
 def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
@@ -86,7 +112,7 @@ def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
     if found.mask.causal:
         scores = scores + torch.full(scores.shape[-2:], -1e4).triu(1)
     if found.mask.bias is not None:
-        scores = scores + run(found.mask.bias)
+        scores = scores + addend(found.mask.bias, scores, run)
     return scores.softmax(-1) @ v
 
 
@@ -102,6 +128,8 @@ def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
         Unjoined(4, 4),
         Spelled(4, 4),
         Biased(4, 4),
+        ByHead(4, 4),
+        ScaledMask(4, 4),
         Biased(4, 4, shape=(1, 5)),
     ],
     ids=lambda site: type(site).__name__,

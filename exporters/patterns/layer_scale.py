@@ -1,0 +1,84 @@
+"""LayerScale: a learned factor for each channel of a linear's output, multiplied into its weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from exporters.evaluate import Evaluator, NotConstantError
+from exporters.patterns.base import Refusal, keeps_values
+from exporters.patterns.heads import linear_parts
+from exporters.rewrite import Rewriter
+from surgery.anatomy.graph import Graph, op_name, shape_of
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScaleMatch:
+    """A linear and the product behind it.
+
+    Attributes:
+        x: Input of the linear.
+        product: The node to replace.
+        weight: (out, in), the factors multiplied in.
+        bias: (out,) likewise, or None.
+    """
+
+    x: fx.Node
+    product: fx.Node
+    weight: Tensor
+    bias: Tensor | None
+
+    def write(self, rewriter: Rewriter) -> None:
+        """Put one linear in place of both."""
+        weight = rewriter.constant(f"{self.product.name}.weight", self.weight)
+        bias = (
+            None if self.bias is None else rewriter.constant(f"{self.product.name}.bias", self.bias)
+        )
+        with rewriter.before(self.product):
+            linear = rewriter.node(torch.ops.aten.linear.default, self.x, weight, bias)
+        rewriter.replace(self.product, linear)
+
+
+class LayerScalePattern:
+    """``gamma * linear(x)`` with a constant vector, nothing but inactive dropout between the two."""
+
+    def match(self, node: fx.Node, graph: Graph) -> LayerScaleMatch | Refusal:
+        """Match at a product, or say what is in the way."""
+        sides = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        scaled = [side for side in sides if side in graph.data]
+        if op_name(node) != "mul" or len(sides) != 2 or len(scaled) != 1:
+            return Refusal("not a product of an activation with a constant")
+        linear = _linear_behind(scaled[0])
+        if linear is None:
+            return Refusal("no linear of its own behind the product")
+        (gamma,) = (side for side in sides if side is not scaled[0])
+        x, weight, bias, in_out = linear
+        constants = Evaluator(graph)
+        try:
+            factors, matrix = constants(gamma), constants(weight)
+            vector = None if bias is None else constants(bias)
+        except NotConstantError as error:
+            return Refusal(f"{error} is no constant")
+        matrix = matrix.T if in_out else matrix
+        if factors.numel() != len(matrix) or factors.shape[-1] != len(matrix):
+            return Refusal(f"the factors have shape {tuple(factors.shape)}")
+        factors = factors.flatten()
+        return LayerScaleMatch(
+            x, node, matrix * factors[:, None], None if vector is None else vector * factors
+        )
+
+
+def _linear_behind(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None, bool] | None:
+    """Input, weight, bias and orientation of the linear that feeds this node alone."""
+    while len(node.users) == 1 and keeps_values(node):
+        node = node.all_input_nodes[0]
+    parts = linear_parts(node) if len(node.users) == 1 else None
+    if parts is None or len(shape_of(node)) < 2:
+        return None
+    x, weight, bias, in_out = parts
+    nodes = isinstance(x, fx.Node) and isinstance(weight, fx.Node)
+    if not nodes or not (bias is None or isinstance(bias, fx.Node)):
+        return None
+    return x, weight, bias, in_out  # type: ignore[return-value]
