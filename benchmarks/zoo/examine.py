@@ -1,0 +1,123 @@
+"""One model under examination: does it run, is it read, do the claims hold."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+import surgery
+from benchmarks.zoo.record import NONE, PARTIAL, PROVED, UNREAD, WRONG, Record
+from surgery.anatomy.capture import unchanged
+from surgery.anatomy.inputs import ExampleInputs, example_inputs
+from surgery.anatomy.runtime import watch
+from surgery.anatomy.types import Anatomy
+from surgery.anatomy.verify import Verification
+from surgery.errors import SurgeryError
+
+
+@dataclass
+class Specimen:
+    """A small instance of a model, with inputs if it does not tell its own, and how it was shrunk."""
+
+    model: nn.Module
+    inputs: Any = None
+    small: str = ""
+
+
+class Zoo(Protocol):
+    """A library of models."""
+
+    def names(self) -> list[str]:
+        """Every model, families first: one of each family before the second of any."""
+
+    def family(self, name: str) -> str:
+        """The family that a model belongs to."""
+
+    def build(self, name: str) -> Specimen:
+        """A small random instance."""
+
+
+def examine(zoo: Zoo, name: str) -> Record:
+    """Build, run, read and verify one model; whatever goes wrong is in the record."""
+    record = Record(name, zoo.family(name))
+    try:
+        torch.manual_seed(0)
+        with _timed(record, "build"):
+            specimen = zoo.build(name)
+            record.small = specimen.small
+            inputs = _inputs(specimen)
+            record.inputs = inputs.describe()
+            record.run = _attentions(specimen.model, inputs)
+    except Exception as error:
+        record.cause = _explain(error)
+        return record
+    try:
+        _judge(record, specimen.model, inputs)
+    except SurgeryError as error:
+        record.status, record.cause = UNREAD, _explain(error)
+    except Exception as error:
+        record.status, record.cause = UNREAD, f"the reader fell over: {_explain(error)}"
+    return record
+
+
+def _inputs(specimen: Specimen) -> ExampleInputs:
+    return example_inputs(specimen.model, specimen.inputs)
+
+
+def _attentions(model: nn.Module, inputs: ExampleInputs) -> int:
+    call: Callable[[], object] = lambda: model(*inputs.args, **inputs.kwargs)  # noqa: E731
+    with unchanged(model):
+        return len(watch(call))
+
+
+def _judge(record: Record, model: nn.Module, inputs: ExampleInputs) -> None:
+    with _timed(record, "read"):
+        anatomy = surgery.read(model, inputs)
+    record.unplaced = [f"{u.what} at {u.where}: {u.why}" for u in anatomy.unplaced]
+    with _timed(record, "verify"):
+        outcome = surgery.verify(model, anatomy, inputs)
+    record.run, record.read = outcome.run, outcome.read
+    record.claims = len(outcome.findings)
+    record.held = record.claims - len(outcome.refuted)
+    record.mislabelled = [
+        f"{f.site} {f.projection.role.short} {f.projection.weight_name} moved "
+        f"{'+'.join(f.moved) or 'nothing'} of run {f.event}"
+        for f in outcome.refuted
+    ]
+    record.status, record.cause = _verdict(anatomy, outcome)
+
+
+def _verdict(anatomy: Anatomy, outcome: Verification) -> tuple[str, str]:
+    if outcome.refuted:
+        return WRONG, f"{len(outcome.refuted)} of {len(outcome.findings)} claims refuted"
+    if outcome.run != outcome.read:
+        return PARTIAL, f"{outcome.run} attentions ran, {outcome.read} were read"
+    if anatomy.unplaced:
+        return PARTIAL, f"unplaced: {anatomy.unplaced[0].why}"
+    return (PROVED if outcome.run else NONE), ""
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong, and the innermost line it came from."""
+    if isinstance(error, SurgeryError):
+        return " | ".join(part for part in (error.what, error.where, error.why) if part)[:600]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    text = str(error).strip().splitlines()
+    file = last.filename.rpartition("site-packages/")[2]
+    return f"{type(error).__name__}: {text[0] if text else ''} ({file}:{last.lineno})"[:600]
+
+
+@contextmanager
+def _timed(record: Record, part: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        record.seconds[part] = round(time.perf_counter() - started, 2)
