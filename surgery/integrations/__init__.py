@@ -1,0 +1,1 @@
+"""Recomposition inside other people's training loops, one module a library."""
