@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from surgery.adapters.recompose import Recomposed
 from surgery.errors import StateError
@@ -71,7 +72,7 @@ class Recomposer:
 
     Raises:
         StateError: If no adapter of the model recomposes, the optimizer does not train one of
-            them, or total_steps is not positive.
+            them, an adapter is sharded (FSDP), or total_steps is not positive.
     """
 
     def __init__(
@@ -202,6 +203,7 @@ def _check(
             "the model has no adapter that recomposes",
             remedy="apply a policy with adapter 'srlora', or train without a Recomposer",
         )
+    _check_whole(adapters)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, adapter in adapters.items():
         if any(id(p) not in owned for p, _ in adapter.pairs().values()):
@@ -210,4 +212,17 @@ def _check(
                 where=name,
                 why="its state could not be reset at a recomposition",
                 remedy="make the optimizer after surgery.apply, of surgery.parameter_groups(model)",
+            )
+
+
+def _check_whole(adapters: dict[str, Recomposed]) -> None:
+    for name, adapter in adapters.items():
+        sharded = next((p for p in adapter.parameters() if is_traceable_wrapper_subclass(p)), None)
+        if sharded is not None:
+            raise StateError(
+                "a sharded adapter cannot recompose",
+                where=name,
+                why=f"its factors are {type(sharded.data).__name__}s: no process sees a whole pair, "
+                "nor the whole weight that takes it in",
+                remedy="train it under DDP, or shard an adapter that stays put (symlora, lora, pissa)",
             )
