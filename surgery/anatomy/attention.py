@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import fx
 
-from surgery.anatomy.flow import Flow, adds
-from surgery.anatomy.graph import module_path, op_name, shape_of
-from surgery.anatomy.linears import LinearRead
-from surgery.anatomy.operators import ACTIVATIONS, MOVES, PRODUCTS, SCALES
+from surgery.anatomy.flow import Flow
+from surgery.anatomy.graph import op_name, shape_of
+from surgery.anatomy.operators import MOVES, PRODUCTS, SCALES
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,23 +96,6 @@ class SoftmaxBetweenProducts:
 PATTERNS: tuple[AttentionPattern, ...] = (ScaledDotProduct(), SoftmaxBetweenProducts())
 
 
-@dataclass(frozen=True, eq=False)
-class SiteReads:
-    """A core with the linear reads of its roles; ``problems`` says which role is missing and why."""
-
-    core: Core
-    query: frozenset[LinearRead]
-    key: frozenset[LinearRead]
-    value: frozenset[LinearRead]
-    output: frozenset[LinearRead]
-    problems: tuple[str, ...] = field(default=())
-
-    @property
-    def module(self) -> str:
-        """Path of the module whose forward computes the attention."""
-        return module_path(self.core.result)
-
-
 def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
     """Every attention computation of the graph, and what looked like one but was not resolved."""
     cores: list[Core] = []
@@ -131,96 +112,11 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
     return cores, missed
 
 
-def find_attention(flow: Flow) -> tuple[list[SiteReads], list[tuple[fx.Node, NoMatch]]]:
-    """Every attention site with the linear reads behind its operands and after its result."""
-    cores, missed = find_cores(flow)
-    return [_site(core, flow) for core in cores], missed
-
-
-def _site(core: Core, flow: Flow) -> SiteReads:
-    output = _output_reads(core, flow)
-    problems: list[str] = []
-    roles: list[frozenset[LinearRead]] = []
-    for name, operand in (("query", core.query), ("key", core.key), ("value", core.value)):
-        reads, problem = _operand_reads(operand, output, core, flow)
-        roles.append(reads)
-        if problem:
-            problems.append(f"{name}: {problem}")
-    if not output:
-        problems.append("output: no linear follows before the residual sum")
-    return SiteReads(core, roles[0], roles[1], roles[2], output, tuple(problems))
-
-
-def _operand_reads(
-    operand: fx.Node, output: frozenset[LinearRead], core: Core, flow: Flow
-) -> tuple[frozenset[LinearRead], str | None]:
-    origins = flow.origins(operand)
-    if not origins.reads:
-        names = ", ".join(sorted(op_name(b) for b in origins.blockers)) or "constants"
-        return frozenset(), f"no linear behind it, the walk stopped at {names}"
-    for read in origins.reads:
-        if _belongs_elsewhere(read, output, flow):
-            return frozenset(), f"not projected: {read.weight} behind it also feeds other layers"
-    return origins.reads, None
-
-
-def _belongs_elsewhere(read: LinearRead, output: frozenset[LinearRead], flow: Flow) -> bool:
-    """A projection feeds attention; a linear of the residual stream feeds other linears too."""
-    reads = flow.reader.by_node
-    attention_nodes = {"scaled_dot_product_attention", "softmax", "_softmax", "_safe_softmax"}
-
-    def stops(node: fx.Node) -> bool:
-        return node in reads or op_name(node) in attention_nodes or _is_product(node, flow)
-
-    reached = flow.forward(read.node, until=stops)
-    others = {reads[n] for n in reached if n in reads and n is not read.node}
-    return bool(others - output)
-
-
-def _output_reads(core: Core, flow: Flow) -> frozenset[LinearRead]:
-    """The first linear reads after the result, not crossing a sum with another branch."""
-    own = (
-        flow.origins(core.query).reads
-        | flow.origins(core.key).reads
-        | flow.origins(core.value).reads
-    )
-    found: set[LinearRead] = set()
-    seen, stack = {core.result}, [core.result]
-    while stack:
-        for user in stack.pop().users:
-            if user in seen:
-                continue
-            seen.add(user)
-            read = flow.reader.by_node.get(user)
-            if read is not None:
-                found.add(read)
-            elif _carries_output(user, seen, own, flow):
-                stack.append(user)
-    return frozenset(found)
-
-
-def _carries_output(
-    node: fx.Node, seen: set[fx.Node], own: frozenset[LinearRead], flow: Flow
-) -> bool:
-    name = op_name(node)
-    if name not in MOVES and name not in SCALES and name not in ACTIVATIONS:
-        return False
-    if not adds(node) or name in {"cat", "concat", "stack"}:
-        return True
-    others = [s for s in node.all_input_nodes if s in flow.active and s not in seen]
-    return all(_from_own_reads(other, own, flow) for other in others)
-
-
-def _from_own_reads(node: fx.Node, own: frozenset[LinearRead], flow: Flow) -> bool:
-    origins = flow.origins(node)
-    return bool(origins.reads) and origins.reads <= own
-
-
 _SCORE_OPS = MOVES | SCALES | {"tanh", "log", "exp", "sigmoid", "relu"}
 _NORMS = frozenset({"layer_norm", "native_layer_norm", "rms_norm", "group_norm", "batch_norm"})
 
 
-def _is_product(node: fx.Node, flow: Flow) -> bool:
+def is_product(node: fx.Node, flow: Flow) -> bool:
     """Whether the node multiplies two activations as matrices."""
     if op_name(node) not in PRODUCTS or node in flow.reader.by_node:
         return False
@@ -248,7 +144,7 @@ def _scores_behind(softmax: fx.Node, flow: Flow) -> tuple[list[fx.Node], bool]:
             if source in seen or source not in flow.active:
                 continue
             seen.add(source)
-            if _is_product(source, flow):
+            if is_product(source, flow):
                 found.append(source)
             elif _mixes_heads(source, flow):
                 mixed = True
@@ -279,7 +175,7 @@ def _product_after(softmax: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, bool
             if user in seen:
                 continue
             seen.add(user)
-            if _is_product(user, flow):
+            if is_product(user, flow):
                 values = [operand for operand in _operands(user) if operand not in seen]
                 if len(values) == 1:
                     return user, values[0], mixed
@@ -316,8 +212,3 @@ def _einsum_swapped(product: fx.Node, softmax: fx.Node) -> bool:
     left, _, right = inputs.partition(",")
     label = output[-min(_softmax_dim_from_end(softmax), len(output))]
     return label in left and label not in right
-
-
-def iter_reads(site: SiteReads) -> Iterator[LinearRead]:
-    """Every read of a site once."""
-    yield from dict.fromkeys((*site.query, *site.key, *site.value, *site.output))

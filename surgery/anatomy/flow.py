@@ -16,6 +16,7 @@ from surgery.anatomy.operators import (
     MODULATIONS,
     MOVES,
     SCALES,
+    SHAPE_FROM_SECOND,
 )
 
 
@@ -70,7 +71,10 @@ class Flow:
     def _followed(self, node: fx.Node, through_activations: bool) -> list[fx.Node]:
         if not self._is_passage(node, through_activations):
             return []
-        sources = [source for source in node.all_input_nodes if source in self.active]
+        operands = node.all_input_nodes
+        if op_name(node) in SHAPE_FROM_SECOND:
+            operands = operands[:1]
+        sources = [source for source in operands if source in self.active]
         return [source for source in sources if op_name(source) not in FACTORIES]
 
     def _is_passage(self, node: fx.Node, through_activations: bool) -> bool:
@@ -99,12 +103,23 @@ class Flow:
         """The nodes on a path from ``start`` to any of ``stop``, both ends included."""
         stops = set(stop)
         last = max(self.graph.order[node] for node in stops)
-        after = set(self.forward(start, until=lambda n: n in stops, last=last))
+        after = set(self.forward(start, until=lambda n: False, last=last))
         found: set[fx.Node] = set(stops & after)
         for node in sorted(after, key=self.graph.order.__getitem__, reverse=True):
             if any(user in found for user in node.users):
                 found.add(node)
         return frozenset(found)
+
+    def behind(self, ends: Iterable[fx.Node], first: int) -> frozenset[fx.Node]:
+        """Every node that ``ends`` depend on, themselves included, none earlier than ``first``."""
+        seen = set(ends)
+        stack = list(seen)
+        while stack:
+            for source in stack.pop().all_input_nodes:
+                if source not in seen and self.graph.order[source] >= first:
+                    seen.add(source)
+                    stack.append(source)
+        return frozenset(seen)
 
     def forward(
         self, start: fx.Node, *, until: Callable[[fx.Node], bool], last: int | None = None

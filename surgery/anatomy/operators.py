@@ -21,9 +21,9 @@ MOVES = _words("""
 
 SCALES = _words("""
     _native_batch_norm_legit _native_batch_norm_legit_no_training abs adaptive_avg_pool2d
-    adaptive_max_pool2d add addcmul avg_pool1d avg_pool2d batch_norm clamp clamp_max
-    clamp_min div frobenius_norm group_norm instance_norm l1_norm layer_norm lerp
-    linalg_vector_norm masked_fill max_pool1d max_pool2d maximum mean minimum mul multiply
+    adaptive_max_pool2d add addcmul amax amin avg_pool1d avg_pool2d batch_norm clamp clamp_max
+    clamp_min cummax cumsum div frobenius_norm group_norm instance_norm l1_norm layer_norm lerp
+    linalg_vector_norm masked_fill max max_pool1d max_pool2d maximum mean min minimum mul multiply
     nan_to_num native_layer_norm neg norm pow reciprocal rms_norm rsqrt rsub sqrt square std
     sub sum true_divide upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var
     var_mean where
@@ -56,3 +56,18 @@ MODULATIONS = _words("""
     div mul multiply true_divide
 """)
 """Multiply values: rotary tables, gates, scales."""
+
+SHAPE_FROM_SECOND = _words("""
+    expand_as reshape_as type_as view_as
+""")
+"""Take the shape or dtype of their second operand; its values do not matter."""
+
+ATTENTIONS = _words("""
+    _safe_softmax _softmax scaled_dot_product_attention softmax
+""")
+"""Compute attention, or are the middle of it."""
+
+CONVOLUTIONS = _words("""
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
+""")
+"""Mix channels and neighbours; those of kernel 1 are linear reads."""

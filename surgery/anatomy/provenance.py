@@ -83,9 +83,9 @@ class _Probe:
             self.values[read.node] = leaf
             for node in sorted(region, key=self.flow.graph.order.__getitem__):
                 self.values[node] = self._run(node)
-            return [self._reached(leaf, self.values[op], read.channel_dim) for op in operands]
+            return [self._reached(leaf, self.values.get(op), read.channel_dim) for op in operands]
 
-    def _reached(self, leaf: Tensor, value: Tensor, dim: int) -> list[int]:
+    def _reached(self, leaf: Tensor, value: object, dim: int) -> list[int]:
         if not isinstance(value, Tensor) or not value.requires_grad:
             return []
         value = torch.view_as_real(value) if value.is_complex() else value

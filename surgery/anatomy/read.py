@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from policies.roles import Role
-from surgery.anatomy.attention import NoMatch, SiteReads, find_attention, iter_reads
+from surgery.anatomy.attention import NoMatch
 from surgery.anatomy.capture import capture
 from surgery.anatomy.feed_forward import FeedForwardReads, find_feed_forward
 from surgery.anatomy.flow import Flow
@@ -19,6 +19,7 @@ from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.layers import Blocks
 from surgery.anatomy.linears import LinearRead, LinearReader
 from surgery.anatomy.provenance import count, rows_reaching
+from surgery.anatomy.sites import SiteReads, find_attention
 from surgery.anatomy.types import (
     Anatomy,
     AttentionSite,
@@ -64,7 +65,7 @@ class Reading:
         self.model, self.flow = model, flow
         self.sites, self.missed = find_attention(flow)
         self.calls = _count_calls(flow.reader.reads)
-        taken = {r for site in self.sites for r in iter_reads(site)}
+        taken = {r for site in self.sites for r in site.reads}
         self.heads = {r for r in _heads(flow) if r not in taken}
         self.feed_forward = find_feed_forward(flow, taken | self.heads)
         taken |= {r for block in self.feed_forward for r in _block_reads(block)}
@@ -100,7 +101,7 @@ class Reading:
             if not projections:
                 continue
             found = merged.get(projections)
-            notes = (*site.core.notes, *site.problems)
+            notes = (*site.core.notes, *site.remarks, *site.problems)
             merged[projections] = (
                 replace(found, calls=found.calls + 1)
                 if found

@@ -1,0 +1,167 @@
+"""Attention sites: the linear reads behind the operands of an attention and after its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from surgery.anatomy.attention import Core, NoMatch, find_cores, is_product
+from surgery.anatomy.flow import Flow, adds
+from surgery.anatomy.graph import module_path, op_name
+from surgery.anatomy.linears import LinearRead
+from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, SCALES
+
+
+@dataclass(frozen=True, eq=False)
+class SiteReads:
+    """A core with the linear reads of its roles.
+
+    Attributes:
+        core: The attention computation.
+        query, key, value, output: The linear reads of each role.
+        problems: Which role could not be resolved, and why.
+        remarks: Which role has no linear, as the graph shows.
+    """
+
+    core: Core
+    query: frozenset[LinearRead]
+    key: frozenset[LinearRead]
+    value: frozenset[LinearRead]
+    output: frozenset[LinearRead]
+    problems: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = field(default=())
+
+    @property
+    def module(self) -> str:
+        """Path of the module whose forward computes the attention."""
+        return module_path(self.core.result)
+
+    @property
+    def reads(self) -> Iterator[LinearRead]:
+        """Every read of the site once."""
+        yield from dict.fromkeys((*self.query, *self.key, *self.value, *self.output))
+
+
+@dataclass(frozen=True)
+class Role:
+    """The reads of one role, or why there are none; ``settled`` tells that the graph shows there are none."""
+
+    reads: frozenset[LinearRead] = frozenset()
+    why: str | None = None
+    settled: bool = False
+
+
+def find_attention(flow: Flow) -> tuple[list[SiteReads], list[tuple[fx.Node, NoMatch]]]:
+    """Every attention site with the linear reads behind its operands and after its result."""
+    cores, missed = find_cores(flow)
+    return [_site(core, flow) for core in cores], missed
+
+
+def _site(core: Core, flow: Flow) -> SiteReads:
+    output = _output(core, flow)
+    roles = {
+        "query": _operand(core.query, output.reads, core, flow),
+        "key": _operand(core.key, output.reads, core, flow),
+        "value": _operand(core.value, output.reads, core, flow),
+        "output": output,
+    }
+    said = {
+        settled: tuple(f"{n}: {r.why}" for n, r in roles.items() if r.why and r.settled is settled)
+        for settled in (True, False)
+    }
+    reads = (role.reads for role in roles.values())
+    return SiteReads(core, *reads, problems=said[False], remarks=said[True])
+
+
+def _operand(operand: fx.Node, output: frozenset[LinearRead], core: Core, flow: Flow) -> Role:
+    origins = flow.origins(operand)
+    if not origins.reads:
+        origins = flow.origins(operand, through_activations=True)
+    if not origins.reads:
+        return _unprojected(origins.blockers)
+    for read in origins.reads:
+        if _belongs_elsewhere(read, output, core, flow):
+            return Role(why=f"not projected: {read.weight} behind it also feeds other layers")
+    return Role(origins.reads)
+
+
+def _unprojected(blockers: Iterable[fx.Node]) -> Role:
+    """A convolution, an attention, an input or a constant behind an operand leaves nothing to look for."""
+    names = sorted({op_name(node) for node in blockers})
+    settled = all(name in _ENDS for name in names)
+    return Role(
+        why=f"no linear behind it, it is made by {', '.join(names) or 'constants'}", settled=settled
+    )
+
+
+_ENDS = CONVOLUTIONS | ATTENTIONS | {"placeholder", "embedding"}
+
+
+def _belongs_elsewhere(
+    read: LinearRead, output: frozenset[LinearRead], core: Core, flow: Flow
+) -> bool:
+    """A projection feeds attention; a linear of the residual stream feeds other linears too.
+
+    Products with a weight between the operands and the scores (relative positions) are part of the attention.
+    """
+    reads = flow.reader.by_node
+
+    def stops(node: fx.Node) -> bool:
+        return node in reads or op_name(node) in ATTENTIONS or is_product(node, flow)
+
+    reached = flow.forward(read.node, until=stops)
+    others = {reads[n] for n in reached if n in reads and n is not read.node} - output
+    if not others:
+        return False
+    first = flow.graph.order[read.node]
+    operands = flow.behind([core.query, core.key, core.value], first)
+    scores = flow.behind([core.node], first) - operands
+    return any(other.node not in scores for other in others)
+
+
+def _output(core: Core, flow: Flow) -> Role:
+    """The first linear reads after the result, not crossing a sum with another branch."""
+    own = frozenset[LinearRead]().union(
+        *(flow.origins(operand).reads for operand in (core.query, core.key, core.value))
+    )
+    found: set[LinearRead] = set()
+    ends: set[str] = set()
+    seen, stack = {core.result}, [core.result]
+    while stack:
+        for user in stack.pop().users:
+            if user in seen:
+                continue
+            seen.add(user)
+            read = flow.reader.by_node.get(user)
+            if read is not None:
+                found.add(read)
+            elif _carries_output(user, seen, own, flow):
+                stack.append(user)
+            else:
+                ends.add(op_name(user))
+    if found:
+        return Role(frozenset(found))
+    known = _ENDS | {"output", "add", "cat", "where"}
+    return Role(
+        why=f"no linear follows, the result goes into {', '.join(sorted(ends)) or 'nothing'}",
+        settled=ends <= known,
+    )
+
+
+def _carries_output(
+    node: fx.Node, seen: set[fx.Node], own: frozenset[LinearRead], flow: Flow
+) -> bool:
+    name = op_name(node)
+    if name not in MOVES and name not in SCALES and name not in ACTIVATIONS:
+        return False
+    if not adds(node) or name in {"cat", "concat", "stack"}:
+        return True
+    others = [s for s in node.all_input_nodes if s in flow.active and s not in seen]
+    return all(_from_own_reads(other, own, flow) for other in others)
+
+
+def _from_own_reads(node: fx.Node, own: frozenset[LinearRead], flow: Flow) -> bool:
+    origins = flow.origins(node)
+    return bool(origins.reads) and origins.reads <= own
