@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from exporters.errors import ExportError
@@ -52,7 +56,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     dims = {name: dict.fromkeys(inputs.axes.get(name, ()), Dim.AUTO) for name in inputs.tensors}
     shapes = {**dims, **dict.fromkeys(inputs.constants)} if inputs.sizes else None
     # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
-    with torch.no_grad():
+    with torch.no_grad(), _FourDimensions():
         program = capture_graph(model, (), inputs.kwargs, dynamic_shapes=shapes)
     symbols, fixed = _symbols(program, inputs)
     if BATCH in fixed:
@@ -76,6 +80,30 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         _limits(program, symbols),
         tuple(notes),
     )
+
+
+class _FourDimensions(TorchFunctionMode):
+    """torch's exporter translates attention over four dimensions only; more belong to the batch."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        attend: Any = func
+        if func is not F.scaled_dot_product_attention or len(args) < 3 or args[0].ndim == 4:
+            return func(*args, **kwargs)
+        query, key, value, *rest = args
+        mask = rest.pop(0) if rest else kwargs.pop("attn_mask", None)
+        if query.ndim == 3:
+            operands = [x.unsqueeze(1) for x in (query, key, value)]
+            mask = mask.unsqueeze(1) if mask is not None and mask.ndim == 3 else mask
+            return attend(*operands, mask, *rest, **kwargs).squeeze(1)
+        batch = query.shape[:-3]
+        if mask is not None and mask.ndim > 3:
+            mask = mask.expand(*batch, *mask.shape[-3:]).flatten(0, -4)
+        operands = [x.flatten(0, -4) for x in (query, key, value)]
+        found = attend(*operands, mask, *rest, **kwargs)
+        return found.reshape(*batch, *found.shape[-3:])
 
 
 def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:

@@ -1,0 +1,45 @@
+"""What torch's exporter cannot translate is captured in words that it can."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from exporters.capture import capture
+from exporters.inputs import collect
+
+
+class Attention(nn.Module):
+    def __init__(self, mask: torch.Tensor | None, **options) -> None:
+        super().__init__()
+        self.mask, self.options = mask, options
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = {} if self.mask is None else {"attn_mask": self.mask}
+        return F.scaled_dot_product_attention(x, x.sin(), x.cos(), **mask, **self.options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask"),
+    [
+        ((2, 5, 4), None),
+        ((2, 5, 4), (2, 5, 5)),
+        ((2, 5, 4), (5, 5)),
+        ((2, 3, 5, 4), (1, 3, 5, 5)),
+        ((2, 3, 2, 5, 4), None),
+        ((2, 3, 2, 5, 4), (1, 3, 1, 5, 5)),
+        ((2, 3, 2, 5, 4), (2, 5, 5)),
+        ((2, 3, 2, 2, 5, 4), None),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}])
+def test_attention_is_captured_over_four_dimensions(shape, mask, options):
+    torch.manual_seed(0)
+    model = Attention(None if mask is None else torch.randn(mask), **options).eval()
+    x = torch.randn(shape)
+    captured = capture(model, collect(model, x, dynamic=False))
+    (node,) = [n for n in captured.program.graph.nodes if "scaled_dot" in str(n.target)]
+    assert node.meta["val"].ndim == 4
+    torch.testing.assert_close(captured.program.module()(x=x), model(x))
