@@ -18,6 +18,8 @@ from surgery.errors import StateError
 from surgery.operations import render
 from surgery.operations.adapted import Adapted
 from surgery.operations.plan import Operation, Plan
+from surgery.operations.rollback import replaced_or_nothing
+from surgery.operations.rounding import rounded
 from surgery.operations.rows import as_matrix, as_weight, take
 from surgery.operations.state import adapted_model, release
 
@@ -87,7 +89,7 @@ def fold(model: nn.Module, *, check_inputs: Any = None) -> FoldReport:
     Each weight becomes round(original + corrections + deltas), summed in float64 and rounded once
     to its dtype. Classes and state-dict keys are the original ones, ``requires_grad`` is what it
     was before ``apply``; what else was trained stays as trained. Every weight is computed and
-    checked before the first is written.
+    checked before the first is written, and whatever fails is taken back, the check included.
 
     Args:
         model: An adapted model.
@@ -101,32 +103,43 @@ def fold(model: nn.Module, *, check_inputs: Any = None) -> FoldReport:
     model, record = adapted_model(model, "fold")
     inputs = None if check_inputs is None else example_inputs(model, check_inputs)
     before = _outputs(model, inputs)
-    sums = _sums(model, record.plan)
-    costs = [cost for each in sums for cost in each.costs()]
-    for each in sums:
-        each.write()
-    release(model, record)
-    drift = None if inputs is None else _difference(_outputs(model, inputs), before)
+    costs: list[FoldedProjection] = []
+    folded: dict[nn.Parameter, Tensor] = {}
+    for each in _sums(model, record.plan):
+        weight, value, own = each.folded()
+        folded[weight] = value
+        costs += own
+    with replaced_or_nothing(model, record, folded):
+        release(model, record)
+        drift = None if inputs is None else _difference(_outputs(model, inputs), before)
     return FoldReport(tuple(costs), drift, _notes(costs))
 
 
 @dataclass(frozen=True)
 class _Sum:
-    """One adapted weight and the operations on it. Computed twice, so no two are held at once."""
+    """One adapted weight and the operations on it."""
 
     module: Adapted
     operations: tuple[Operation, ...]
 
-    def costs(self) -> Iterator[FoldedProjection]:
-        """What folding costs each projection; refuses a sum that is not finite."""
+    def folded(self) -> tuple[nn.Parameter, Tensor, list[FoldedProjection]]:
+        """The weight, its new value, and what that costs each projection.
+
+        Raises:
+            StateError: The sum is not finite.
+        """
         p = self.operations[0].projection
-        exact = self._exact()
-        rounded = exact.to(self.module.base(p.parameter).dtype)
-        _check_finite(p.weight_name, exact, rounded)
-        original = as_matrix(self.module.original(p.parameter), p.layout).to(exact)
+        live, original = self.module.base(p.parameter), self.module.original(p.parameter)
+        exact = dict(self.module.grafts())[p.parameter].exact(live)
+        value = rounded(exact, live.dtype)
+        _check_finite(p.weight_name, exact, value)
+        costs = list(self._costs(exact, value, as_matrix(original, p.layout).to(exact)))
+        return live, as_weight(value, p.layout, live.shape), costs
+
+    def _costs(self, exact: Tensor, value: Tensor, original: Tensor) -> Iterator[FoldedProjection]:
         for operation in self.operations:
             rows = operation.projection.rows
-            own, error = take(exact, rows), take(rounded - exact, rows).norm()
+            own, error = take(exact, rows), take(value - exact, rows).norm()
             drift, update = error / own.norm(), error / (own - take(original, rows)).norm()
             yield FoldedProjection(
                 name=operation.name,
@@ -134,16 +147,6 @@ class _Sum:
                 drift=float(drift.nan_to_num()),
                 update_error=float(update.nan_to_num()),
             )
-
-    def write(self) -> None:
-        """Round the sum into the weight."""
-        p = self.operations[0].projection
-        live = self.module.base(p.parameter)
-        live.copy_(as_weight(self._exact().to(live.dtype), p.layout, live.shape))
-
-    def _exact(self) -> Tensor:
-        name = self.operations[0].projection.parameter
-        return dict(self.module.grafts())[name].exact(self.module.base(name))
 
 
 def _sums(model: nn.Module, plan: Plan) -> list[_Sum]:
@@ -158,11 +161,11 @@ def _sums(model: nn.Module, plan: Plan) -> list[_Sum]:
     return sums
 
 
-def _check_finite(name: str, exact: Tensor, rounded: Tensor) -> None:
-    if rounded.isfinite().all():
+def _check_finite(name: str, exact: Tensor, value: Tensor) -> None:
+    if value.isfinite().all():
         return
     if exact.isfinite().all():
-        why = f"the sum is beyond the range of {rounded.dtype}"
+        why = f"the sum is beyond the range of {value.dtype}"
         remedy = "fold in a wider dtype: model.float()"
     else:
         why = "the sum is not finite: training diverged"

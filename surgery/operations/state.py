@@ -115,21 +115,22 @@ def restore(model: nn.Module, record: Record) -> None:
     """Put back every bit: weights from their originals, classes, flags, what trained, buffers.
 
     A parameter that the user has replaced since by one of another shape (a new head) is the user's.
+    The record goes last: if anything fails before, undo can be called again.
     """
-    for _, module in list(adapted_modules(model)):
-        for name, graft in module.grafts():
-            if graft.original is not None:
-                module.base(name).copy_(graft.original)
-    release(model, record)
     for name, parameter in model.named_parameters():
         original = record.parameters.get(name, parameter).to(parameter)
-        if original.shape == parameter.shape and not torch.equal(original, parameter):
+        if original.shape == parameter.shape and not _same_bits(original, parameter):
             parameter.copy_(original)
             parameter.grad = None
     for name, buffer in model.named_buffers():
         saved = record.buffers.get(name, buffer).to(buffer)
-        if not torch.equal(saved, buffer):
+        if not _same_bits(saved, buffer):
             buffer.data = saved
+    for _, module in adapted_modules(model):
+        for name, graft in module.grafts():
+            if graft.original is not None:
+                module.base(name).copy_(graft.original)
+    release(model, record)
 
 
 def release(model: nn.Module, record: Record) -> None:
@@ -143,3 +144,12 @@ def release(model: nn.Module, record: Record) -> None:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Stricter than ``torch.equal``, for which -0.0 equals 0.0 and NaN nothing."""
+    return one.shape == other.shape and torch.equal(_bytes(one), _bytes(other))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten().contiguous().view(torch.uint8)

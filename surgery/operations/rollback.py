@@ -1,0 +1,71 @@
+"""Taking back what failed in the middle: an operation is done, or the model is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from surgery.operations.adapted import Adapted, adapted_modules, dress, strip
+from surgery.operations.graft import Graft
+from surgery.operations.state import Record, remember
+
+
+@contextmanager
+def tensors_or_nothing(tensors: Iterable[Tensor], owners: Iterable[Adapted] = ()) -> Iterator[None]:
+    """If what happens inside fails, ``tensors`` get their values back.
+
+    Args:
+        tensors: What may be written to inside; a copy of each is held meanwhile.
+        owners: Modules whose corrected weights follow from ``tensors``: they are recomputed and
+            not copied, because they are large.
+    """
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+        for owner in owners:
+            owner.refresh_base()
+        raise
+
+
+@contextmanager
+def replaced_or_nothing(
+    model: nn.Module, record: Record, weights: dict[nn.Parameter, Tensor]
+) -> Iterator[None]:
+    """Give weights new values; if that or what happens inside fails, the model is adapted again.
+
+    Args:
+        model: An adapted model; inside, its adapters may be taken out.
+        record: Its record.
+        weights: The new value of each weight. Used up on the way, so that only one weight is held
+            twice.
+    """
+    seats: list[tuple[nn.Module, dict[str, Graft]]] = [
+        (module, dict(module.grafts())) for _, module in adapted_modules(model)
+    ]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    before: dict[nn.Parameter, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for weight in list(weights):
+                before[weight] = weight.detach().clone()
+                weight.copy_(weights.pop(weight))
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for weight, value in before.items():
+                weight.copy_(value)
+        for module, grafts in seats:
+            if isinstance(module, Adapted):
+                strip(module)
+            dress(module, grafts)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        remember(model, record)
+        raise
