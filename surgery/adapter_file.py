@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from surgery.errors import CheckpointError, PolicyError
@@ -67,23 +72,17 @@ class AdapterFile:
             "base": self.base,
             "libraries": _versions("model-surgery", "torch", "transformers", "timm"),
         }
+        about["sha256"] = digest(about, self.tensors)
         content = safetensors.torch.save(self.tensors, {KEY: json.dumps(about)})
-        beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         try:
-            with open(beside, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        except OSError as error:
+            _replace(self.path, content)
+        except (OSError, ValueError) as error:  # ValueError: a path without a name, or with a null
             raise CheckpointError(
                 "the adapter file cannot be written",
                 where=str(self.path),
-                why=f"{type(error).__name__}: {error.strerror}",
+                why=f"{type(error).__name__}: {error}",
                 remedy="give a file path in an existing folder that you may write to",
             ) from error
-        finally:
-            beside.unlink(missing_ok=True)
         return self.path
 
 
@@ -98,7 +97,9 @@ def read_file(path: str | os.PathLike[str]) -> AdapterFile:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
+    except (
+        Exception
+    ) as error:  # what safetensors raises for a dtype or a text it does not know varies
         raise CheckpointError(
             "the adapter file cannot be read",
             where=str(path),
@@ -113,11 +114,20 @@ def _parse(path: Path, metadata: dict[str, str], tensors: Tensors) -> AdapterFil
         about = json.loads(metadata[KEY])
         if about["version"] != VERSION:
             raise ValueError(f"format version {about['version']}, this code reads {VERSION}")
+        if about.pop("sha256") != digest(about, tensors):
+            raise ValueError("its content is not what was written: sha256 differs")
         plan = Plan.from_dict(about["plan"])
         base = tuple(str(entry) for entry in about["base"])
         if len(base) != len(plan.operations):
             raise ValueError(f"{len(base)} fingerprints for {len(plan.operations)} adapters")
-    except (KeyError, TypeError, ValueError, AttributeError, PolicyError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+        PolicyError,
+    ) as error:
         raise CheckpointError(
             "this is no adapter file that can be read here",
             where=str(path),
@@ -125,6 +135,33 @@ def _parse(path: Path, metadata: dict[str, str], tensors: Tensors) -> AdapterFil
             remedy="load a file that surgery.save wrote, or update model-surgery",
         ) from error
     return AdapterFile(path, plan, base, tensors)
+
+
+def digest(about: Mapping[str, Any], tensors: Tensors) -> str:
+    """sha256 over the metadata and every tensor, in any order: a flipped bit is noticed.
+
+    It guards against accidents. Whoever can write the file can write the digest.
+    """
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` in one step."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(beside, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _versions(*packages: str) -> dict[str, str]:

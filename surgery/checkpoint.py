@@ -24,13 +24,17 @@ from surgery.errors import AnatomyError, CaptureError, PlanError
 from surgery.operations import planner
 from surgery.operations.adapted import adapted_modules
 from surgery.operations.apply import graft
-from surgery.operations.checks import check_projection
+from surgery.operations.checks import check_operations
 from surgery.operations.identity import fingerprint, first_difference
 from surgery.operations.make import Start, make_adapter
 from surgery.operations.plan import Operation, Plan
+from surgery.operations.rollback import tensors_or_nothing
 from surgery.operations.state import Record, adapted_model, find_record, plain_model
+from surgery.operations.undo import undo
 
 Model = TypeVar("Model", bound=nn.Module)
+Values = list[tuple[Tensor, Tensor]]
+"""Tensors of the model, each with the value it is to have."""
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -46,7 +50,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         CheckpointError: If the file cannot be written.
     """
     base, record = adapted_model(model, "save")
-    tensors = {key: t.detach().cpu().contiguous() for key, t in _worth_saving(base, record)}
+    tensors = {
+        key: t.detach().cpu().clone(memory_format=torch.contiguous_format)  # views share storage
+        for key, t in _worth_saving(base, record)
+    }
     prints = tuple(fingerprint(base, operation) for operation in record.plan.operations)
     return AdapterFile(Path(path), record.plan, prints, tensors).write()
 
@@ -90,15 +97,9 @@ def load(
     rest = _rest(target, file, plan)
     _check_base(target, file, plan, base)
     if record is None:
-        graft(target, plan, _start_from(states))
+        _graft(target, plan, states, rest)
     else:
-        for prefix, state in states.items():
-            _fill(target.get_submodule(prefix), state)
-        for _, module in adapted_modules(target):
-            module.refresh_base()
-    with torch.no_grad():
-        for tensor, value in rest:
-            tensor.copy_(value)
+        _refill(target, states, rest)
     return model
 
 
@@ -139,8 +140,7 @@ def _same_names(model: nn.Module, plan: Plan) -> bool:
     if plan.model != f"{type(model).__module__}.{type(model).__qualname__}":
         return False
     try:
-        for operation in plan.operations:
-            check_projection(model, operation.projection, operation.adapter.rank)
+        check_operations(model, plan.operations)
     except PlanError:
         return False
     return set(plan.trained_names) <= {name for name, _ in model.named_parameters()}
@@ -164,7 +164,7 @@ def _adapters(file: AdapterFile, plan: Plan) -> dict[str, Tensors]:
     return states
 
 
-def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> list[tuple[Tensor, Tensor]]:
+def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> Values:
     """What else trained, and buffers that moved, each with its value from the file."""
     renamed: dict[str, str] = {}
     for word, names in file.plan.train.items():
@@ -173,7 +173,7 @@ def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> list[tuple[Tensor,
     own: Tensors = {name: parameters[name] for name in plan.trained_names}
     own |= _persistent_buffers(model)
     values = file.rest()
-    pairs: list[tuple[Tensor, Tensor]] = []
+    pairs: Values = []
     for theirs in dict.fromkeys((*values, *renamed)):
         name = renamed.get(theirs, theirs)
         have, want = _shape(values.get(theirs)), _shape(own.get(name))
@@ -207,6 +207,33 @@ def _start_from(states: dict[str, Tensors]) -> Start:
         _fill(adapter, states[operation.path])
 
     return start
+
+
+def _graft(model: nn.Module, plan: Plan, states: dict[str, Tensors], rest: Values) -> None:
+    graft(model, plan, _start_from(states))
+    try:
+        _write(rest)
+    except BaseException:
+        undo(model)
+        raise
+
+
+def _refill(model: nn.Module, states: dict[str, Tensors], rest: Values) -> None:
+    adapters = [model.get_submodule(path) for path in states]
+    owners = [module for _, module in adapted_modules(model)]
+    written = [t for a in adapters for t in a.state_dict(keep_vars=True).values()]
+    with tensors_or_nothing([*written, *(tensor for tensor, _ in rest)], owners):
+        for adapter, state in zip(adapters, states.values(), strict=True):
+            _fill(adapter, state)
+        for owner in owners:
+            owner.refresh_base()
+        _write(rest)
+
+
+@torch.no_grad()
+def _write(values: Values) -> None:
+    for tensor, value in values:
+        tensor.copy_(value)
 
 
 def _fill(adapter: nn.Module, state: Tensors) -> None:

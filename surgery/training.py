@@ -15,6 +15,7 @@ from surgery.adapters.recompose import Recomposed
 from surgery.errors import StateError
 from surgery.groups import parameter_groups
 from surgery.operations.adapted import CHILD, Adapted, adapted_modules
+from surgery.operations.rollback import tensors_or_nothing
 
 __all__ = ["Recomposer", "Recomposition", "parameter_groups"]
 
@@ -90,6 +91,9 @@ class Recomposer:
     def step(self) -> Recomposition | None:
         """Observe the gradients and, where it is time, recompose.
 
+        If a recomposition fails (memory), model and optimizer are as before, and the call can be
+        repeated.
+
         Returns:
             What was recomposed, or None if nothing was.
 
@@ -105,10 +109,13 @@ class Recomposer:
                 where=next(iter(self._adapters)),
                 remedy="call loss.backward(), recomposer.step(), optimizer.step() in this order",
             )
-        self.steps += 1
-        self._observe(gradients)
         due = [name for name, adapter in self._adapters.items() if self._is_due(adapter)]
-        return self._recompose(due) if due else None
+        owners = dict.fromkeys(self._owners[name] for name in due)
+        with tensors_or_nothing(self._tensors(due), owners):
+            self._observe(gradients)
+            report = self._recompose(due) if due else None
+        self.steps += 1
+        return report
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands; scores, directions and ledgers are buffers of the adapters."""
@@ -127,28 +134,30 @@ class Recomposer:
     def _observe(self, gradients: list[Tensor]) -> None:
         if not torch.nn.utils.get_total_norm(gradients, float("inf")).isfinite():
             self.skipped += 1
-            _LOG.warning("step %d: gradients are not finite, importance not updated", self.steps)
+            _LOG.warning(
+                "step %d: gradients are not finite, importance not updated", self.steps + 1
+            )
             return
         for adapter in self._adapters.values():
             adapter.observe()
 
     def _is_due(self, adapter: Recomposed) -> bool:
-        """Whether step k total_steps / N, rounded up, is this one for some k."""
+        """Whether step k total_steps / N, rounded up, is the one after ``steps`` for some k."""
         before, now = (
-            n * adapter.switches // self.total_steps for n in (self.steps - 1, self.steps)
+            n * adapter.switches // self.total_steps for n in (self.steps, self.steps + 1)
         )
-        return before < now and self.steps < self.total_steps
+        return before < now and self.steps + 1 < self.total_steps
 
     def _recompose(self, due: list[str]) -> Recomposition | None:
         swapped = {name: self._switch(self._adapters[name]) for name in due}
         exhausted = {name for name, pairs in swapped.items() if pairs == 0} - self._exhausted
-        self._exhausted |= exhausted
         for owner in dict.fromkeys(self._owners[name] for name in due if swapped[name]):
             owner.refresh_base()
+        self._exhausted |= exhausted
         done = {name: pairs for name, pairs in swapped.items() if pairs}
         if not done and not exhausted:
             return None
-        report = Recomposition(self.steps, done, tuple(sorted(exhausted)))
+        report = Recomposition(self.steps + 1, done, tuple(sorted(exhausted)))
         self.history.append(report)
         _LOG.info("%s", report)
         return report
@@ -163,6 +172,15 @@ class Recomposer:
                     parameter.grad.index_fill_(dim, index, 0)
                 _forget(self._optimizer.state.get(parameter, {}), parameter, dim, index)
         return len(index)
+
+    def _tensors(self, due: list[str]) -> Iterator[Tensor]:
+        """What a recomposition writes to, but for the corrected weights, which follow from it."""
+        for name in due:
+            yield from self._adapters[name].state_dict(keep_vars=True).values()
+            for parameter, _ in self._adapters[name].pairs().values():
+                state = self._optimizer.state.get(parameter, {})
+                held = (parameter.grad, *state.values())
+                yield from (value for value in held if isinstance(value, Tensor))
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         for adapter in self._adapters.values():

@@ -13,7 +13,7 @@ from surgery.anatomy.types import Anatomy
 from surgery.errors import PlanError, StateError
 from surgery.operations import planner
 from surgery.operations.adapted import dress
-from surgery.operations.checks import check_projection, owner_of, weight_of
+from surgery.operations.checks import check_operations, owner_of, weight_of
 from surgery.operations.graft import Graft
 from surgery.operations.make import Start, make_adapter
 from surgery.operations.plan import Operation, Plan
@@ -96,8 +96,7 @@ def graft(model: nn.Module, plan: Plan, start: Start) -> None:
 
 
 def _check(model: nn.Module, plan: Plan) -> None:
-    for operation in plan.operations:
-        check_projection(model, operation.projection, operation.adapter.rank)
+    check_operations(model, plan.operations)
     empty = next((name for name, tensor in model.state_dict().items() if tensor.is_meta), None)
     if empty is not None:
         raise StateError(

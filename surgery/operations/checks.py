@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import combinations
 
@@ -12,8 +14,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from surgery.anatomy.types import Access, Layout, Projection
 from surgery.errors import PlanError
 from surgery.operations.adapted import CHILD
+from surgery.operations.plan import Operation
 from surgery.operations.rows import indices
 
+_ANEW = "make the plan for this model: surgery.plan(model, policy)"
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
 
 
@@ -58,6 +62,7 @@ def check_projection(model: nn.Module, projection: Projection, rank: int) -> Non
     owner = owner_of(model, projection)
     _check_weight(weight_of(model, projection), projection)
     limit = min(projection.in_features, projection.out_features)
+    _check_rows(projection)
     if projection.tied_to:
         _refuse(
             projection,
@@ -83,6 +88,37 @@ def check_projection(model: nn.Module, projection: Projection, rank: int) -> Non
             f"{type(owner).__name__} already has an attribute {CHILD!r}",
             "leave this module out of the policy",
         )
+    if hasattr(nn.ModuleDict, projection.parameter):
+        _refuse(
+            projection,
+            f"adapters are kept by the weight's name, and {projection.parameter!r} is taken",
+            "rename the parameter, or leave it out of the policy",
+        )
+
+
+def check_operations(model: nn.Module, operations: Iterable[Operation]) -> None:
+    """Refuse operations that cannot all be carried out on this model; a plan may come from a file.
+
+    Raises:
+        PlanError: One of them is impossible, ties have changed, or two are in each other's way.
+    """
+    owners: dict[int, set[int]] = defaultdict(set)
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            owners[id(parameter)].add(id(module))
+    by_weight: dict[str, dict[str, Operation]] = defaultdict(dict)
+    for operation in operations:
+        p = operation.projection
+        check_projection(model, p, operation.adapter.rank)
+        if len(owners[id(weight_of(model, p))]) > 1:
+            _refuse(p, "its tensor has another owner too", "untie the weights, or leave it out")
+        slots = by_weight[p.weight_name]
+        same = all(other.access is operation.access for other in slots.values())
+        if operation.slot in slots or not same or not _is_slot(operation):
+            _refuse(p, f"its slot {operation.slot!r} or access does not fit", _ANEW)
+        slots[operation.slot] = operation
+    for slots in by_weight.values():
+        check_disjoint(operation.projection for operation in slots.values())
 
 
 def check_disjoint(chosen: Iterable[Projection]) -> None:
@@ -145,8 +181,21 @@ def _check_weight(weight: torch.Tensor, projection: Projection) -> None:
         _refuse(
             projection,
             f"its shape is {tuple(weight.shape)}, the plan expects {expected}",
-            "make the plan for this model: surgery.plan(model, policy)",
+            _ANEW,
         )
+
+
+def _is_slot(operation: Operation) -> bool:
+    role = operation.projection.role.short
+    return re.fullmatch(rf"{role}(_[0-9]+)?", operation.slot, re.ASCII) is not None
+
+
+def _check_rows(projection: Projection) -> None:
+    runs, total = projection.rows, projection.weight_out_features
+    inside = all(step > 0 and 0 <= start < stop <= total for start, stop, step in runs)
+    count = sum(len(range(*run)) for run in runs) if inside else 0
+    if count != projection.out_features or len(set(indices(runs))) != count:
+        _refuse(projection, f"its rows are not {projection.out_features} of {total}", _ANEW)
 
 
 def _refuse(projection: Projection, why: str, remedy: str) -> None:

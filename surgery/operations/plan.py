@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Group
 
 from policies import AdapterSpec, Policy
-from policies.roles import Role
-from surgery.anatomy.types import Access, Layout, Projection
+from surgery.anatomy.types import Access, Projection
 from surgery.operations import render
 
 
@@ -112,17 +112,9 @@ class Plan:
         """The plan that ``to_dict`` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: If ``plain`` is something else.
+            ValueError: If ``plain`` is something else.
         """
-        return cls(
-            model=plain["model"],
-            policy=Policy.model_validate(plain["policy"]),
-            operations=tuple(_operation(entry) for entry in plain["operations"]),
-            train={word: tuple(names) for word, names in plain["train"].items()},
-            base_parameters=plain["base_parameters"],
-            extra_parameters=plain["extra_parameters"],
-            notes=tuple(plain["notes"]),
-        )
+        return _SCHEMA.validate_python(plain)
 
     def __rich__(self) -> Group:
         return render.plan_table(self)
@@ -146,19 +138,4 @@ def _operation_dict(operation: Operation) -> dict[str, Any]:
     }
 
 
-def _operation(plain: Mapping[str, Any]) -> Operation:
-    given = {f.name: plain["projection"][f.name] for f in fields(Projection)}
-    given |= {
-        "role": Role(given["role"]),
-        "layout": Layout(given["layout"]),
-        "access": Access(given["access"]),
-        "rows": tuple((start, stop, step) for start, stop, step in given["rows"]),
-        "tied_to": tuple(given["tied_to"]),
-    }
-    return Operation(
-        projection=Projection(**given),
-        slot=plain["slot"],
-        access=Access(plain["access"]),
-        adapter=AdapterSpec.model_validate(plain["adapter"]),
-        parameters=plain["parameters"],
-    )
+_SCHEMA = TypeAdapter(Plan)
