@@ -51,6 +51,7 @@ def examine(zoo: Zoo, name: str) -> Record:
         torch.manual_seed(0)
         with _timed(record, "build"):
             specimen = zoo.build(name)
+            _enliven(specimen.model)
             record.small = specimen.small
             inputs = _inputs(specimen)
             record.inputs = inputs.describe()
@@ -71,6 +72,14 @@ def _inputs(specimen: Specimen) -> ExampleInputs:
     return example_inputs(specimen.model, specimen.inputs)
 
 
+def _enliven(model: nn.Module) -> None:
+    """Constant weights get noise: a zero bias, scale or gate would hide what flows through it."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and (parameter == parameter.flatten()[:1]).all():
+                parameter += 0.2 * torch.randn_like(parameter)
+
+
 def _attentions(model: nn.Module, inputs: ExampleInputs) -> int:
     call: Callable[[], object] = lambda: model(*inputs.args, **inputs.kwargs)  # noqa: E731
     with unchanged(model):
@@ -85,7 +94,7 @@ def _judge(record: Record, model: nn.Module, inputs: ExampleInputs) -> None:
         outcome = surgery.verify(model, anatomy, inputs)
     record.run, record.read = outcome.run, outcome.read
     record.claims = len(outcome.findings)
-    record.held = record.claims - len(outcome.refuted)
+    record.held = sum(finding.proved for finding in outcome.findings)
     record.mislabelled = [
         f"{f.site} {f.projection.role.short} {f.projection.weight_name} moved "
         f"{'+'.join(f.moved) or 'nothing'} of run {f.event}"
@@ -97,6 +106,8 @@ def _judge(record: Record, model: nn.Module, inputs: ExampleInputs) -> None:
 def _verdict(anatomy: Anatomy, outcome: Verification) -> tuple[str, str]:
     if outcome.refuted:
         return WRONG, f"{len(outcome.refuted)} of {len(outcome.findings)} claims refuted"
+    if outcome.unseen:
+        return PARTIAL, f"{len(outcome.unseen)} of {len(outcome.findings)} claims moved nothing"
     if outcome.run != outcome.read:
         return PARTIAL, f"{outcome.run} attentions ran, {outcome.read} were read"
     if anatomy.unplaced:

@@ -6,11 +6,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import model_entrypoint
+from timm.models import get_pretrained_cfg_value, model_entrypoint
 from torch import Tensor, nn
 
 from benchmarks.zoo.examine import Specimen
 from benchmarks.zoo.shorten import shorten
+from surgery.anatomy.inputs import example_inputs
 
 _FREE_SIZE = 128
 
@@ -30,25 +31,33 @@ class Timm:
         return str(model_entrypoint(name).__module__).rpartition(".")[2]
 
     def build(self, name: str) -> Specimen:
-        """A short instance; images as small as it takes, unless its size is fixed."""
-        model, small = _shallow(name)
-        if removed := shorten(model):
-            specimen = Specimen(model, _images(model), f"{removed} repeated blocks left out")
-            if specimen.inputs is not None or _runs(model, _published_size(model)):
+        """The smallest instance that runs: half the image size, depth 2, repeated blocks left out."""
+        half = [side // 2 for side in get_pretrained_cfg_value(name, "input_size")[1:]]
+        sized = {"img_size": tuple(half)}
+        options: dict[str, Any]
+        for options in ({"depth": 2, **sized}, sized, {"depth": 2}, {}):
+            specimen = _shortened(name, options)
+            if specimen is not None:
                 return specimen
-            model, small = timm.create_model(name), ""
-        return Specimen(model, _images(model), small)
+        return Specimen(timm.create_model(name))
 
 
-def _shallow(name: str) -> tuple[nn.Module, str]:
-    """At depth 2 if the model takes that as an argument (a giant's weights are never made)."""
+def _shortened(name: str, options: dict[str, Any]) -> Specimen | None:
+    """None if the model does not take the options or does not run with blocks left out."""
     try:
-        return timm.create_model(name, depth=2), "depth 2"
+        model = timm.create_model(name, **options)
     except Exception:
-        return timm.create_model(name), ""
+        return None
+    removed = shorten(model)
+    images = _small_images(model)
+    if images is None and not _runs(model, *example_inputs(model).args):
+        return None
+    made = [f"{key} {value}" for key, value in options.items()]
+    made += [f"{removed} repeated blocks left out"] if removed else []
+    return Specimen(model, images, ", ".join(made))
 
 
-def _images(model: nn.Module) -> Tensor | None:
+def _small_images(model: nn.Module) -> Tensor | None:
     """Smaller images for models of free input size; None leaves the choice to the reader."""
     config: Any = model.pretrained_cfg
     channels, height, width = config["input_size"]
@@ -56,11 +65,6 @@ def _images(model: nn.Module) -> Tensor | None:
         return None
     images = torch.rand(2, channels, _FREE_SIZE, _FREE_SIZE)
     return images if _runs(model, images) else None
-
-
-def _published_size(model: nn.Module) -> Tensor:
-    config: Any = model.pretrained_cfg
-    return torch.rand(1, *config["input_size"])
 
 
 def _runs(model: nn.Module, images: Tensor) -> bool:

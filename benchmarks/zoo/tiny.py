@@ -13,9 +13,11 @@ from typing import Any
 WIDTH, HEADS, HEAD, FFN, LAYERS, VOCABULARY = 64, 4, 16, 128, 2, 128
 _DROPPED = {"transformers_version", "model_type", "layer_types", "mlp_layer_types", "dtype",
             "architectures", "mlp_only_layers", "no_rope_layers", "attention_types",
-            "attention_layers", "_name_or_path", "layers_block_type", "indexer_types"}  # fmt: skip
+            "attention_layers", "_name_or_path", "per_layer_config", "out_features", "out_indices",
+            "_out_features", "_out_indices", "stage_names", "layers_block_type", "indexer_types"}  # fmt: skip
 
 Rule = Callable[[int], int]
+Rules = tuple[tuple[re.Pattern[str], Rule], ...]
 
 
 def _at_most(limit: int) -> Rule:
@@ -32,7 +34,9 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"rotary_dim", _at_most(HEAD)),
     (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|d_inner|n_inner|ff_dim|mlp_dim|intermediate_dim)",
      _at_most(FFN)),
-    (r".*(num_|n_|_|^)(hidden_)?layers?|depth|.*_depth|num_blocks|.*_layers|n_layer", _at_most(LAYERS)),
+    (r"mamba_(d_head|head_dim|headdim)", _at_most(2 * WIDTH // HEADS)),
+    (r"(?!num_feat_extract)(.*(num_|n_|_|^)(hidden_)?layers?|depth|.*_depth|num_blocks|.*_layers"
+     r"|n_layer)", _at_most(LAYERS)),
     (r".*experts_per_tok|.*top_k|moe_k|moe_topk|num_selected_experts", _at_most(2)),
     (r"n_group|topk_group|num_expert_group", _at_most(1)),
     (r".*(num|n)_.*experts|num_experts|n_shared_experts|moe_num_experts", _at_most(4)),
@@ -47,7 +51,13 @@ _RULES: tuple[tuple[str, Rule], ...] = (
      r"|^dim|_width|width|_channels|channels|d_latents)",
      lambda value: WIDTH if value >= WIDTH else value),
 )  # fmt: skip
-_COMPILED = tuple((re.compile(pattern), rule) for pattern, rule in _RULES)
+_COMPILED: Rules = tuple((re.compile(pattern), rule) for pattern, rule in _RULES)
+_SHALLOW: Rules = tuple(
+    next(row for row in _COMPILED if row[0].fullmatch(word))
+    for word in ("vocab_size", "num_layers", "num_experts")
+)
+_UNSET = {"vocab_size": VOCABULARY, "num_experts_per_tok": 2, "prediction_length": 8, "n_group": 1,
+          "topk_group": 1, "n_routed_experts": 4}  # fmt: skip
 _WIDTHS = re.compile(r".*(sizes|dims|dim|channels|channel|widths|embed_dims?)")
 _DEPTHS = re.compile(r".*(depths?|layers?|blocks|repeats)")
 _HEADS = re.compile(r".*heads")
@@ -56,13 +66,25 @@ _TOKEN = re.compile(r".*(token_id|token_index|_token|bos|eos)(_id)?s?")
 
 def tiny(config: Any) -> Any:
     """The same kind of configuration, small enough for one core and one second."""
-    return type(config)(**shrink(config.to_dict()))
+    return type(config)(**shrink(config.to_dict(), _COMPILED))
 
 
-def shrink(data: dict[str, Any]) -> dict[str, Any]:
+def shallow(config: Any) -> Any:
+    """Few layers, few experts, a small vocabulary, but the published widths."""
+    return type(config)(**shrink(config.to_dict(), _SHALLOW))
+
+
+def shrink(data: dict[str, Any], rules: Rules) -> dict[str, Any]:
     """Numbers made small, derived lists left out so that the configuration derives them again."""
-    tokens = _Tokens()
-    return {key: _value(key, value, tokens) for key, value in data.items() if key not in _DROPPED}
+    tokens, depth = _Tokens(), data.get("num_hidden_layers")
+    small: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in _DROPPED:
+            continue
+        if isinstance(value, list) and len(value) == depth and depth > LAYERS:
+            value = value[:LAYERS]  # one entry a layer
+        small[key] = _value(key, value, tokens, rules)
+    return small
 
 
 class _Tokens:
@@ -78,15 +100,17 @@ class _Tokens:
         return self.next
 
 
-def _value(key: str, value: Any, tokens: _Tokens) -> Any:
-    if isinstance(value, bool) or value is None:
+def _value(key: str, value: Any, tokens: _Tokens, rules: Rules) -> Any:
+    if value is None:
+        return _UNSET.get(key)
+    if isinstance(value, bool):
         return value
     if isinstance(value, dict):
-        return _rope(value) if "rope" in key else shrink(value) | _kept(value)
+        return _rope(value) if "rope" in key else shrink(value, rules) | _kept(value)
     if isinstance(value, int):
-        return tokens.small(value) if _TOKEN.fullmatch(key) else _number(key, value)
+        return tokens.small(value) if _TOKEN.fullmatch(key) else _number(key, value, rules)
     if isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
-        return type(value)(_numbers(key, list(value)))
+        return type(value)(_numbers(key, list(value), rules))
     return value
 
 
@@ -95,21 +119,23 @@ def _kept(value: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": value["model_type"]} if "model_type" in value else {}
 
 
-def _number(key: str, value: int) -> int:
-    for pattern, rule in _COMPILED:
+def _number(key: str, value: int, rules: Rules) -> int:
+    for pattern, rule in rules:
         if pattern.fullmatch(key):
             return rule(value)
     return value
 
 
-def _numbers(key: str, values: list[int]) -> list[int]:
+def _numbers(key: str, values: list[int], rules: Rules) -> list[int]:
     least = max(min(values), 1)
-    if _HEADS.fullmatch(key):
-        return [max(1, v // least) for v in values]
     if _DEPTHS.fullmatch(key):
         return [min(v, LAYERS) for v in values]
+    if rules is not _COMPILED:
+        return values
+    if _HEADS.fullmatch(key):
+        return [max(1, v // least) for v in values]
     if "image_size" in key or "patch_size" in key:
-        return [_number("image_size" if "image" in key else "patch_size", v) for v in values]
+        return [_number("image_size" if "image" in key else "patch_size", v, rules) for v in values]
     if _WIDTHS.fullmatch(key) and least >= 32:
         return [v * 32 // least for v in values]
     return values
@@ -117,7 +143,9 @@ def _numbers(key: str, values: list[int]) -> list[int]:
 
 def _rope(value: dict[str, Any]) -> dict[str, Any]:
     """Rotary sections sum to half a head."""
-    if "mrope_section" not in value:
-        return value
-    half = HEAD // 2
-    return value | {"mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
+    nested = {k: _rope(v) if isinstance(v, dict) else v for k, v in value.items()}
+    half = int(HEAD // 2 * value.get("partial_rotary_factor", 1.0))
+    third = half // 3
+    return nested | (
+        {"mrope_section": [half - 2 * third, third, third]} if "mrope_section" in value else {}
+    )

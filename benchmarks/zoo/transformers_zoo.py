@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from benchmarks.zoo.examine import Specimen
-from benchmarks.zoo.tiny import tiny
+from benchmarks.zoo.tiny import shallow, tiny
+from surgery.anatomy.inputs import ExampleInputs, example_inputs
 
 _HEADS = {
     "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -42,9 +45,22 @@ class Transformers:
         return name.partition(":")[0]
 
     def build(self, name: str) -> Specimen:
-        """A random instance of a small configuration."""
-        kind = _model_class(name)
-        return Specimen(kind(_small_config(self.family(name))).eval(), None, "tiny configuration")
+        """A random instance of the smallest configuration of which an instance runs."""
+        kind, first = _model_class(name), None
+        for how, config in _configurations(self.family(name)):
+            try:
+                model = kind(config()).eval()
+                return Specimen(model, _running_inputs(model), how)
+            except Exception as error:
+                first = first or error
+        raise first or RuntimeError("no configuration")
+
+
+def _running_inputs(model: nn.Module) -> ExampleInputs:
+    inputs = example_inputs(model)
+    with torch.no_grad():
+        model(*inputs.args, **inputs.kwargs)
+    return inputs
 
 
 def _model_class(name: str) -> type[nn.Module]:
@@ -55,6 +71,8 @@ def _model_class(name: str) -> type[nn.Module]:
     return found
 
 
-def _small_config(kind: str) -> Any:
+def _configurations(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Small in every way, then only shallow, then as it comes; smaller ones may not fit together."""
     config: Any = getattr(transformers, CONFIG_MAPPING_NAMES[kind])
-    return tiny(config())
+    yield "tiny configuration", lambda: tiny(config())
+    yield "shallow configuration", lambda: shallow(config())

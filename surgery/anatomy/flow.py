@@ -100,10 +100,10 @@ class Flow:
         return _union(parts)
 
     def region(self, start: fx.Node, stop: Iterable[fx.Node]) -> frozenset[fx.Node]:
-        """The nodes on a path from ``start`` to any of ``stop``, both ends included."""
+        """The nodes on a path from ``start`` to any of ``stop`` that meets no other linear read."""
         stops = set(stop)
         last = max(self.graph.order[node] for node in stops)
-        after = set(self.forward(start, until=lambda n: False, last=last))
+        after = set(self.forward(start, until=self.reader.by_node.__contains__, last=last))
         found: set[fx.Node] = set(stops & after)
         for node in sorted(after, key=self.graph.order.__getitem__, reverse=True):
             if any(user in found for user in node.users):

@@ -12,6 +12,7 @@ from surgery.anatomy.flow import Flow, adds
 from surgery.anatomy.graph import module_path, op_name
 from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, SCALES
+from surgery.anatomy.provenance import rows_reaching
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,23 +103,47 @@ _ENDS = CONVOLUTIONS | ATTENTIONS | {"placeholder", "embedding"}
 def _belongs_elsewhere(
     read: LinearRead, output: frozenset[LinearRead], core: Core, flow: Flow
 ) -> bool:
-    """A projection feeds attention; a linear of the residual stream feeds other linears too.
+    """A projection feeds attention; a linear of the residual stream feeds other linears too."""
+    others = _fed(read, flow) - output
+    if not others:
+        return False
+    first = flow.graph.order[read.node]
+    operands = [core.query, core.key, core.value]
+    behind = flow.behind(operands, first)
+    scores = flow.behind([core.node], first) - behind
+    return not all(
+        other.node in scores
+        or (other.node in behind and _has_rows_apart(read, operands, other, flow))
+        or (other.node not in behind and _joins(other, output, flow))
+        for other in others
+    )
 
-    Products with a weight between the operands and the scores (relative positions) are part of the attention.
-    """
+
+def _fed(read: LinearRead, flow: Flow) -> frozenset[LinearRead]:
+    """The linear reads after ``read``, not going through attention."""
     reads = flow.reader.by_node
 
     def stops(node: fx.Node) -> bool:
         return node in reads or op_name(node) in ATTENTIONS or is_product(node, flow)
 
     reached = flow.forward(read.node, until=stops)
-    others = {reads[n] for n in reached if n in reads and n is not read.node} - output
-    if not others:
-        return False
-    first = flow.graph.order[read.node]
-    operands = flow.behind([core.query, core.key, core.value], first)
-    scores = flow.behind([core.node], first) - operands
-    return any(other.node not in scores for other in others)
+    return frozenset(reads[n] for n in reached if n in reads and n is not read.node)
+
+
+def _has_rows_apart(
+    read: LinearRead, operands: list[fx.Node], other: LinearRead, flow: Flow
+) -> bool:
+    """Latent attention: some rows go to an operand, the others into a further projection."""
+    fed = [operand for operand in operands if read in flow.origins(operand).reads]
+    *direct, further = rows_reaching(read, [*fed, other.x], flow)
+    own = {c for rows in direct for run in rows for c in range(*run)}
+    return not own & {c for run in further for c in range(*run)}
+
+
+def _joins(other: LinearRead, output: frozenset[LinearRead], flow: Flow) -> bool:
+    """A branch beside the attention that comes back before the output projection."""
+    after = flow.next_reads(other.node)
+    return bool(after) and after <= output
 
 
 def _output(core: Core, flow: Flow) -> Role:

@@ -32,6 +32,7 @@ class Finding:
         moved: The operands that moved at the first attention that changed.
         event: Number of that attention in run order, or None if none changed.
         proved: Whether that is what the claim says.
+        unseen: Whether nothing moved at all, so that the run says neither yes nor no.
     """
 
     site: str
@@ -39,6 +40,7 @@ class Finding:
     moved: tuple[str, ...]
     event: int | None
     proved: bool
+    unseen: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,12 @@ class Verification:
     @property
     def refuted(self) -> tuple[Finding, ...]:
         """The claims that were seen not to hold."""
-        return tuple(f for f in self.findings if not f.proved)
+        return tuple(f for f in self.findings if not f.proved and not f.unseen)
+
+    @property
+    def unseen(self) -> tuple[Finding, ...]:
+        """The claims of which nothing was seen: what they were disturbed by moved nothing."""
+        return tuple(f for f in self.findings if f.unseen)
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and refuted claims as plain data."""
@@ -72,6 +79,7 @@ class Verification:
             "read": self.read,
             "claims": len(self.findings),
             "proved": self.proved,
+            "unseen": len(self.unseen),
             "refuted": [
                 {"site": f.site, "role": str(f.projection.role), "weight": f.projection.weight_name,
                  "moved": list(f.moved), "event": f.event}
@@ -80,7 +88,7 @@ class Verification:
         }  # fmt: skip
 
     def __rich__(self) -> Table:
-        held = len(self.findings) - len(self.refuted)
+        held = sum(finding.proved for finding in self.findings)
         title = (
             f"{self.run} attentions ran, {self.read} were read; {held} of {len(self.findings)} "
             "claims seen to hold"
@@ -139,46 +147,73 @@ class _Experiment:
         own = site.first_run
         with disturbed(self.model, projection):
             events = watch(self._call, stop_after=own + 2)
-        event, moved = _first_change(self.baseline, events)
+        changes = list(_changes(self.baseline, events))
+        event, moved = next(((n, m) for n, m in enumerate(changes) if m), (None, ()))
         if projection.role is Role.ATTENTION_OUTPUT:
-            proved = event is None or event > own
-        else:
-            proved = event == own and moved == (_OPERANDS[projection.role],)
-        return Finding(site.id, projection, moved, event, proved)
+            return Finding(site.id, projection, moved, event, event is None or event > own)
+        claims = self._claims(projection)
+        expected = [claims.get(number, set()) for number in range(own + 1)]
+        proved = [set(moved) for moved in changes[: own + 1]] == expected
+        return Finding(site.id, projection, moved, event, proved, unseen=event is None)
+
+    def _claims(self, projection: Projection) -> dict[int, set[str]]:
+        """What the anatomy says these rows move: operands by run number.
+
+        Rows may serve as key and value (DeepSeek-V4), or two attentions of one layer (DIFF Transformer).
+        """
+        claimed: dict[int, set[str]] = {}
+        for site in self.anatomy.sites:
+            for other in site.projections:
+                if other.role in _OPERANDS and _overlap(other, projection):
+                    claimed.setdefault(site.first_run, set()).add(_OPERANDS[other.role])
+        return claimed
+
+
+def _overlap(one: Projection, two: Projection) -> bool:
+    if one.weight_name != two.weight_name:
+        return False
+    rows = ({c for run in p.rows for c in range(*run)} for p in (one, two))
+    return bool(set.intersection(*rows))
 
 
 @contextmanager
 def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
-    """Scale and shift the rows of a projection inside the context; afterwards every bit is back."""
+    """Noise on the rows of a projection, and on their bias, inside; afterwards every bit is back."""
     owner = model.get_submodule(projection.module)
     weight = getattr(owner, projection.parameter)
-    kept = weight.detach().clone()
-    channels = torch.tensor(
-        [c for run in projection.rows for c in range(*run)], device=weight.device
-    )
+    channels = torch.tensor([c for run in projection.rows for c in range(*run)])
     dim = 1 if projection.layout is Layout.IN_OUT else 0
-    generator = torch.Generator().manual_seed(1)
+    targets = [(weight, dim)]
+    bias = getattr(owner, "bias", None)
+    # A weight alone moves nothing where its input is zero (DETR's first decoder layer).
+    if projection.bias and isinstance(bias, Tensor) and bias.shape == weight.shape[dim : dim + 1]:
+        targets.append((bias, 0))
+    kept = [tensor.detach().clone() for tensor, _ in targets]
     with torch.no_grad():
-        rows = weight.index_select(dim, channels)
-        spread = kept.float().std().clamp_min(1e-3).item()
-        noise = torch.randn(rows.shape, generator=generator).to(weight) * 3 * spread
-        weight.index_copy_(dim, channels, rows + noise)
+        for tensor, along in targets:
+            _add_noise(tensor, along, channels.to(tensor.device))
         try:
             yield
         finally:
-            weight.copy_(kept)
+            for (tensor, _), before in zip(targets, kept, strict=True):
+                tensor.copy_(before)
 
 
-def _first_change(before: list[Event], after: list[Event]) -> tuple[int | None, tuple[str, ...]]:
-    for number, (old, new) in enumerate(zip(before, after, strict=False)):
-        moved = tuple(
+def _add_noise(tensor: Tensor, dim: int, channels: Tensor) -> None:
+    rows = tensor.index_select(dim, channels)
+    spread = tensor.float().std(correction=0).clamp_min(1e-3).item()
+    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
+    tensor.index_copy_(dim, channels, rows + noise.to(tensor) * 3 * spread)
+
+
+def _changes(before: list[Event], after: list[Event]) -> Iterator[tuple[str, ...]]:
+    """The operands that moved, attention by attention."""
+    for old, new in zip(before, after, strict=False):
+        yield tuple(
             name
             for name in ("query", "key", "value")
             if not _same(getattr(old, name), getattr(new, name))
         )
-        if moved:
-            return number, moved
-    return None, ()
 
 
 def _same(old: Tensor, new: Tensor) -> bool:
