@@ -1,0 +1,42 @@
+"""What goes to stdout, and what goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+_PIPED_WIDTH = 118
+
+
+def emit(plain: Any, drawn: RenderableType, as_json: bool) -> None:
+    """Print a result: its plain data as JSON, or what it looks like."""
+    if as_json:
+        typer.echo(json.dumps(plain, indent=2, default=str))
+        return
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(drawn)
+
+
+def note(text: str) -> None:
+    """Say something that a reader should know, on stderr."""
+    typer.echo(f"note: {text}", err=True)
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """Say on stderr what takes its time; whatever libraries print meanwhile goes there, too."""
+    console = Console(stderr=True)
+    with redirect_stdout(sys.stderr):
+        if not console.is_terminal:
+            typer.echo(f"{message} ...", err=True)
+            yield
+            return
+        with console.status(message):
+            yield

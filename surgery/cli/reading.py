@@ -1,0 +1,113 @@
+"""``surgery inspect``, ``plan`` and ``verify``: look, and touch nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Group
+
+from surgery.cli.failures import FAILED
+from surgery.cli.models import Source
+from surgery.cli.options import (
+    Checkpoint,
+    InputShapes,
+    Meta,
+    ModelName,
+    Pretrained,
+    Settings,
+    example_inputs,
+    pairs,
+)
+from surgery.cli.output import Json, emit, working
+
+
+def inspect(
+    model: ModelName,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove it by running the model.")
+    ] = False,
+    settings: Settings = None,
+    inputs: InputShapes = None,
+    pretrained: Pretrained = None,
+    checkpoint: Checkpoint = None,
+    meta: Meta = False,
+    as_json: Json = False,
+) -> None:
+    """Print a model's anatomy: who is query, key and value, and which rows of which weight.
+
+    Example: surgery inspect timm:vit_tiny_patch16_224 --verify
+    """
+    if verify and meta:
+        raise typer.BadParameter("--verify runs the model, --meta leaves it without weights")
+    import surgery
+
+    built = Source.parse(model, settings, pretrained, checkpoint).build(meta=meta)
+    given = example_inputs(inputs)
+    with working("reading the graph"):
+        anatomy = surgery.read(built, given)
+    if not verify:
+        emit(anatomy.to_dict(), anatomy, as_json)
+        return
+    with working(f"disturbing {sum(len(s.projections) for s in anatomy.sites)} projections"):
+        outcome = surgery.verify(built, anatomy, given)
+    both = anatomy.to_dict() | {"verification": outcome.to_dict()}
+    emit(both, Group(anatomy, outcome), as_json)
+    raise typer.Exit(0 if outcome.proved else FAILED)
+
+
+def verify(
+    model: ModelName,
+    settings: Settings = None,
+    inputs: InputShapes = None,
+    pretrained: Pretrained = None,
+    checkpoint: Checkpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Read a model, and prove the reading by disturbing rows while the model runs. Exit 1 if refuted.
+
+    Example: surgery verify timm:vit_tiny_patch16_224
+    """
+    import surgery
+
+    built = Source.parse(model, settings, pretrained, checkpoint).build()
+    given = example_inputs(inputs)
+    with working("reading, then disturbing one projection after the other"):
+        outcome = surgery.verify(built, surgery.read(built, given), given)
+    emit(outcome.to_dict(), outcome, as_json)
+    raise typer.Exit(0 if outcome.proved else FAILED)
+
+
+def plan(
+    model: ModelName,
+    policy: Annotated[str, typer.Option("--policy", "-p", help="Name, or path of a YAML file.")],
+    rank: Annotated[int | None, typer.Option(help="Pairs of each adapter.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="symlora, srlora, lora, ...")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Scaling numerator.")] = None,
+    depth: Annotated[str | None, typer.Option(help="all, 'last 4', 0-5, 'every 2', ...")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="query, mlp.up, ...; repeatable")] = None,
+    train: Annotated[list[str] | None, typer.Option(help="head, norms, a glob; repeatable")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An adapter's own; repeatable.")
+    ] = None,
+    settings: Settings = None,
+    inputs: InputShapes = None,
+    pretrained: Pretrained = None,
+    checkpoint: Checkpoint = None,
+    meta: Meta = False,
+    as_json: Json = False,
+) -> None:
+    """Lay a policy on a model and print what would be done. Nothing is changed.
+
+    Example: surgery plan timm:vit_tiny_patch16_224 --policy vit-attn-qv --rank 16 --depth "last 4"
+    """
+    import policies
+    import surgery
+
+    words = {"adapter": adapter, "rank": rank, "alpha": alpha, "depth": depth}
+    lists = {"roles": role or None, "train": train or None}
+    wanted = policies.get(policy, **pairs(option), **words, **lists)
+    built = Source.parse(model, settings, pretrained, checkpoint).build(meta=meta)
+    with working("reading the graph"):
+        made = surgery.plan(built, wanted, example_inputs=example_inputs(inputs))
+    emit(made.to_dict(), made, as_json)
