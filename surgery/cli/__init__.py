@@ -37,9 +37,7 @@ app.command("doctor")(machine.doctor)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(version("model-surgery"))
+        typer.echo(machine.installed("model-surgery") or "not installed, run from its sources")
         raise typer.Exit
 
 

@@ -1,0 +1,7 @@
+"""``python -m surgery.cli`` is ``surgery``."""
+
+from __future__ import annotations
+
+from surgery.cli import app
+
+app()
