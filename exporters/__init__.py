@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from exporters.adapter_session import AdapterSession
 from exporters.errors import ExportError, VerificationError
 from exporters.export import to_onnx
 from exporters.latency import LatencyReport, benchmark
+from exporters.learned import write_adapter
 from exporters.peft_bridge import to_peft
 from exporters.peft_reader import from_peft
 from exporters.report import ExportReport, FileReport
 from exporters.runtime import SessionOptions, open_session
 
 __all__ = [
+    "AdapterSession",
     "ExportError",
     "ExportReport",
     "FileReport",
@@ -22,4 +25,5 @@ __all__ = [
     "open_session",
     "to_onnx",
     "to_peft",
+    "write_adapter",
 ]

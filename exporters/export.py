@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from exporters import convert
-from exporters.capture import Captured, capture
+from exporters import hooks
+from exporters.capture import capture
 from exporters.errors import ExportError, VerificationError
 from exporters.fuse import SCORES_ONLY, WHOLE, Site, fuse
 from exporters.inputs import Axes, collect
-from exporters.metadata import describe, qualified_name, versions, with_options
+from exporters.learned import SUFFIX, split
+from exporters.maker import PORTABLE, PROVIDERS, Maker, Target
+from exporters.metadata import describe, qualified_name, versions
 from exporters.parity import Truth
 from exporters.plain import plain_model
-from exporters.precision import TOLERANCES, Precision, lower
+from exporters.precision import TOLERANCES, Precision
 from exporters.preflight import check_destinations
-from exporters.report import ExportReport, FileReport
-from exporters.runtime import (
-    CPU,
-    CUDA,
-    Operators,
-    SessionOptions,
-    available,
-    optimized_operators,
-    require_runtime,
-)
+from exporters.report import ExportReport
+from exporters.runtime import BASE_KEY, require_runtime
 from exporters.staging import Stage, stage
-from exporters.verify import verify as verify_file
+from exporters.verify import WithAdapter
 
-Target = Literal["portable", "cpu", "cuda"]
-PORTABLE: Target = "portable"
-PROVIDERS: dict[Target, tuple[str, ...]] = {
-    PORTABLE: (CPU,),
-    "cpu": (CPU,),
-    "cuda": (CUDA, CPU),
-}
+Adapters = Literal["fold", "runtime"]
 
 
 def to_onnx(
@@ -50,6 +35,7 @@ def to_onnx(
     *,
     target: Target = "cpu",
     precision: Precision = "fp32",
+    adapters: Adapters = "fold",
     example_inputs: Any = None,
     dynamic: bool | Axes = True,
     overwrite: bool = False,
@@ -65,6 +51,8 @@ def to_onnx(
     wholly matches is one operator of ONNX Runtime, and ``model.portable.onnx``, which holds nothing but
     standard operators (opset 20) and runs in any engine. ``target="portable"`` writes the latter
     alone, as ``model.onnx``. An adapted model is folded, and half precision cast to fp32, in a copy.
+    With ``adapters="runtime"`` the files hold the base, and ``model.onnx_adapter`` beside them what was
+    learned: see :class:`exporters.AdapterSession`.
 
     Files are made and verified aside and appear whole or not at all. A file that fails is kept beside
     as ``*.rejected.onnx`` with the report as ``*.rejected.json``.
@@ -76,6 +64,7 @@ def to_onnx(
             CPU, and the report says so.
         precision: Of the files; inputs and outputs are fp32 all the same. ``int8`` quantises the
             matrix products dynamically, for CPUs; pass ``samples`` to learn what it costs.
+        adapters: Whether an adapted model's adapters go into the weights or into a file of their own.
         example_inputs: A tensor, a tuple of positional or a mapping of named inputs. None asks
             timm's pretrained_cfg or transformers' config.
         dynamic: True makes the batch and the length of token inputs dynamic; False fixes every
@@ -97,17 +86,27 @@ def to_onnx(
     """
     _check_choice("target", target, PROVIDERS)
     _check_choice("precision", precision, TOLERANCES)
+    _check_choice("adapters", adapters, ("fold", "runtime"))
     require_runtime()
     names = _names(Path(path).absolute(), target)
-    check_destinations(list(names.values()), overwrite)
-    plain = plain_model(model)
+    separate = _adapter_file(names[target], adapters, precision)
+    check_destinations([*names.values(), *separate], overwrite)
+    plain, learned = split(model) if separate else (plain_model(model), None)
     inputs = collect(plain.model, example_inputs, dynamic)
     chosen = None if samples is None else collect(plain.model, samples, dynamic=False)
     facts = describe(plain, inputs, labels=labels, preprocessing=preprocessing, extra=metadata)
     captured = capture(plain.model, inputs)
     truth = Truth.of(plain.model, captured, chosen) if verify else None
+    together = None
     with stage(names[target].parent) as aside:
-        maker = _Maker(aside, captured, facts, truth, precision)
+        if learned is not None:
+            facts = {**facts, BASE_KEY: str(learned.base)}
+            hooks.insert(captured, learned)
+            staged = aside.folder / separate[0].name
+            learned.write(staged)
+            if verify:
+                together = WithAdapter(staged, Truth.of(learned.adapted, captured, chosen))
+        maker = Maker(aside, captured, facts, truth, precision, learned, together)
         files = [maker.make(names[PORTABLE], PORTABLE)]
         sites: tuple[Site, ...] = ()
         if target != PORTABLE:
@@ -129,59 +128,20 @@ def _names(path: Path, target: Target) -> dict[Target, Path]:
     return {target: path, PORTABLE: path.with_suffix(f".portable{path.suffix}")}
 
 
-@dataclass(frozen=True)
-class _Maker:
-    """Makes and verifies files on a stage."""
-
-    aside: Stage
-    captured: Captured
-    facts: Mapping[str, str]
-    truth: Truth | None
-    precision: Precision
-    notes: list[str] = field(default_factory=list)
-
-    def make(self, path: Path, target: Target, expected: Operators | None = None) -> FileReport:
-        """Translate the captured program as it is now, write it, choose its options, verify it."""
-        started = time.perf_counter()
-        staged = self.aside.folder / path.name
-        translated, notes = lower(convert.to_ir(self.captured), self.precision)
-        convert.save(translated, staged, self.facts)
-        options = _best_options(staged, target)
-        convert.save(translated, staged, with_options(self.facts, options))
-        found = None
-        if self.truth is not None:
-            here = available(options)
-            if here != options:
-                notes += (f"{options.providers[0]} is not here: verified on {here.providers[0]}",)
-            tolerance = TOLERANCES[self.precision]
-            found = verify_file(staged, self.truth, expected or Counter(), here, tolerance)
-        self.notes.extend(notes)
-        return FileReport(
-            path,
-            target,
-            self.precision,
-            self.aside.size(path.name),
-            len(translated.graph),
-            time.perf_counter() - started,
-            options,
-            found,
+def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[Path]:
+    """The file of what was learned, if it gets one."""
+    if adapters == "fold":
+        return []
+    if precision != "fp32":
+        raise ExportError(
+            f"adapters for run time and precision={precision!r} do not go together",
+            why="the adapters are fp32, and so must be the graph that they are added to",
+            remedy="leave precision='fp32', or export with adapters='fold'",
         )
+    return [path.with_suffix(SUFFIX)]
 
 
-def _best_options(path: Path, target: Target) -> SessionOptions:
-    """ONNX Runtime's skip-layer-norm kernel is slower than Add and LayerNormalization on CPUs."""
-    options = SessionOptions(PROVIDERS[target])
-    if CUDA in options.providers:
-        return options
-    try:
-        found = optimized_operators(path, options)
-    except Exception:  # a file that does not open is verification's to report
-        return options
-    slow = ("com.microsoft", "SkipLayerNormalization") in found
-    return replace(options, disabled_optimizers=("SkipLayerNormFusion",) if slow else ())
-
-
-def _check_choice(name: str, value: str, choices: Mapping[Any, Any]) -> None:
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ExportError(
             f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(map(repr, choices))}"

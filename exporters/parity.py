@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ BATCHES = (1, 2, 5)
 _LONGER = 3
 
 Array = np.ndarray[Any, Any]
+Call = Callable[[Mapping[str, Array]], list[Array]]
+"""From the inputs by name to the outputs."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,11 @@ def probes(captured: Captured) -> Iterator[Inputs]:
         yield inputs.resized(dict(zip(choices, sizes, strict=True)), seed)
 
 
-def compare(
-    session: onnxruntime.InferenceSession, truth: Truth, tolerance: float
-) -> list[ParityRow]:
-    """Run the session on every case and measure each output."""
+def compare(call: Call, truth: Truth, tolerance: float) -> list[ParityRow]:
+    """Make every call and measure each output."""
     rows = []
     for inputs, expected in truth.cases:
-        found = run(session, inputs.feeds)
+        found = call(inputs.feeds)
         rows += [
             ParityRow(name, inputs.sizes, relative_error(e, f), tolerance)
             for name, e, f in zip(truth.outputs, expected, found, strict=True)

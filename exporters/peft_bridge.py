@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from exporters.errors import ExportError
+from exporters.low_rank import by_weight, joined
 from exporters.preflight import check_destinations
 from exporters.staging import stage
-from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout
 from surgery.operations.checks import weight_of
 from surgery.operations.plan import Operation, Plan
-from surgery.operations.rows import indices
 from surgery.operations.state import adapted_model
 
 CONFIG = "adapter_config.json"
@@ -85,32 +83,18 @@ def to_peft(
 
 def _factors(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Tensors by key, and the rank of each adapted module."""
-    grouped: dict[str, list[Operation]] = defaultdict(list)
-    for operation in plan.operations:
-        _check(operation)
-        grouped[operation.projection.module].append(operation)
     tensors, ranks = {}, {}
-    for module, operations in grouped.items():
-        b, a = _joined(model, operations)
-        ranks[module] = a.shape[0]
-        ones = [1] * (weight_of(model, operations[0].projection).ndim - 2)
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = a.reshape(*a.shape, *ones)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = b.reshape(*b.shape, *ones)
+    for operations in by_weight(plan).values():
+        for operation in operations:
+            _check(operation)
+        projection = operations[0].projection
+        b, a = joined(model, operations)
+        ranks[projection.module] = a.shape[0]
+        ones = [1] * (weight_of(model, projection).ndim - 2)
+        prefix = PREFIX + projection.module
+        tensors[f"{prefix}.lora_A.weight"] = a.reshape(*a.shape, *ones)
+        tensors[f"{prefix}.lora_B.weight"] = b.reshape(*b.shape, *ones)
     return tensors, ranks
-
-
-def _joined(model: nn.Module, operations: Iterable[Operation]) -> tuple[Tensor, Tensor]:
-    """All changes of one weight as (B, A): (out, r) and (r, in), zero where nothing changes."""
-    columns, rows = [], []
-    for operation in operations:
-        p, adapter = operation.projection, model.get_submodule(operation.path)
-        assert isinstance(adapter, Adapter)
-        for b, a in filter(None, (adapter.factors(), adapter.correction())):
-            padded = torch.zeros(p.weight_out_features, b.shape[1])
-            padded[indices(p.rows)] = b.float().cpu()
-            columns.append(padded)
-            rows.append(a.float().cpu())
-    return torch.cat(columns, 1), torch.cat(rows, 0)
 
 
 def _check(operation: Operation) -> None:

@@ -109,8 +109,26 @@ class Rewriter:
             if torch.equal(known, value):
                 return node
         taken = name in self.program.constants
-        node = self._lift(f"{name}.{len(self._constants)}" if taken else name, value)
+        node = self.parameter(f"{name}.{len(self._constants)}" if taken else name, value)
         self._constants.append((value, node))
+        return node
+
+    def parameter(self, name: str, value: Tensor) -> fx.Node:
+        """Add a constant of a name of its own.
+
+        Constants are inputs of the graph that stand before the user's and are listed in the
+        signature.
+        """
+        specs = self.program.graph_signature.input_specs
+        position = next(i for i, s in enumerate(specs) if s.kind is InputKind.USER_INPUT)
+        nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
+        with self.graph.inserting_before(nodes[position]):
+            node: fx.Node = self.graph.placeholder(f"c_{name.replace('.', '_')}")
+        fake_mode = nodes[position].meta["val"].fake_mode
+        node.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
+        argument = TensorArgument(name=node.name)
+        specs.insert(position, InputSpec(InputKind.CONSTANT_TENSOR, argument, name))
+        self.program.constants[name] = value
         return node
 
     def finish(self) -> None:
@@ -157,17 +175,3 @@ class Rewriter:
             with self.graph.inserting_before(first if mask.op == "placeholder" else mask.next):
                 self._masks[mask] = make()
         return self._masks[mask]
-
-    def _lift(self, name: str, value: Tensor) -> fx.Node:
-        """Constants are inputs of the graph that stand before the user's and are listed in the signature."""
-        specs = self.program.graph_signature.input_specs
-        position = next(i for i, s in enumerate(specs) if s.kind is InputKind.USER_INPUT)
-        nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
-        with self.graph.inserting_before(nodes[position]):
-            node: fx.Node = self.graph.placeholder(f"c_{name.replace('.', '_')}")
-        fake_mode = nodes[position].meta["val"].fake_mode
-        node.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
-        argument = TensorArgument(name=node.name)
-        specs.insert(position, InputSpec(InputKind.CONSTANT_TENSOR, argument, name))
-        self.program.constants[name] = value
-        return node

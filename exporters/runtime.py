@@ -23,6 +23,7 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OPTIONS_KEY = "model_surgery.session_options"
+BASE_KEY = "model_surgery.adapter_base"
 
 Operators = Counter[tuple[str, str]]
 """Number of nodes by (domain, operator type); the ONNX domain is spelled ``ai.onnx``."""
@@ -127,12 +128,22 @@ def available(options: SessionOptions) -> SessionOptions:
 
 def recommended_options(path: str | os.PathLike[str]) -> SessionOptions:
     """The session options written in a file's metadata; the defaults if there are none."""
-    model = onnx.load(os.fspath(path), load_external_data=False)
-    found = next((p.value for p in model.metadata_props if p.key == OPTIONS_KEY), None)
+    found = _metadata(path, OPTIONS_KEY)
     if found is None:
         return SessionOptions()
     stored: Mapping[str, Sequence[str]] = json.loads(found)
     return SessionOptions(**{key: tuple(value) for key, value in stored.items()})
+
+
+def base_of(path: str | os.PathLike[str]) -> int | None:
+    """What identifies the base weights of a file that takes adapters; None for any other."""
+    found = _metadata(path, BASE_KEY)
+    return None if found is None else int(found)
+
+
+def _metadata(path: str | os.PathLike[str], key: str) -> str | None:
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    return next((p.value for p in model.metadata_props if p.key == key), None)
 
 
 def operators(model: onnx.ModelProto) -> Operators:

@@ -33,7 +33,8 @@ class Stage:
 
     def size(self, name: str) -> int:
         """Bytes of one model, its data file included."""
-        return sum(file.stat().st_size for file in self.folder.glob(f"{name}*"))
+        files = (self.folder / name, self.folder / f"{name}.data")
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def reject(self, name: str, report: Mapping[str, Any]) -> Path:
         """Move one model into the destination under a name that nobody serves by mistake, with the report."""

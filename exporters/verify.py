@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
 
+from exporters.adapter_session import AdapterSession
 from exporters.parity import ParityRow, Truth, compare, top1_agreement
 from exporters.precision import TOLERANCES, Tolerance
 from exporters.runtime import (
@@ -18,7 +20,18 @@ from exporters.runtime import (
     open_session,
     operators,
     optimized_operators,
+    run,
 )
+
+ADAPTED = "with the adapter"
+
+
+@dataclass(frozen=True)
+class WithAdapter:
+    """An adapter file, and what the file under test must compute with it."""
+
+    path: Path
+    truth: Truth
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ def verify(
     expected: Operators,
     options: SessionOptions,
     tolerance: Tolerance = TOLERANCES["fp32"],
+    adapter: WithAdapter | None = None,
 ) -> Verification:
     """Check one file on disk: structure, traces of this machine, operators, parity, predictions.
 
@@ -62,6 +76,7 @@ def verify(
         expected: Operators outside of ai.onnx that the file must hold, and no others.
         options: How the file is to be opened.
         tolerance: How far it may be from the model in fp32.
+        adapter: What is to be right besides.
     """
     found = Verification()
     try:
@@ -69,12 +84,23 @@ def verify(
         found.problems += [f"holds {what}" for what in leaks(path)]
         found.operators = count_operators(path, expected, options)
         session = open_session(path, options=options)
-        found.parity = compare(session, truth, tolerance.error)
+        found.parity = compare(partial(run, session), truth, tolerance.error)
+        found.parity += _with_adapter(path, adapter, options, tolerance)
         found.top1 = top1_agreement(session, truth)
     except Exception as error:  # the checker and the runtime raise their own, unrelated classes
         found.problems.append(f"{type(error).__name__}: {str(error).strip()[:500]}")
     found.problems += list(_failures(found, tolerance))
     return found
+
+
+def _with_adapter(
+    path: Path, adapter: WithAdapter | None, options: SessionOptions, tolerance: Tolerance
+) -> list[ParityRow]:
+    if adapter is None:
+        return []
+    session = AdapterSession(path, {ADAPTED: adapter.path}, options=options)
+    rows = compare(partial(session.run, adapter=ADAPTED), adapter.truth, tolerance.error)
+    return [replace(row, output=f"{row.output} {ADAPTED}") for row in rows]
 
 
 def count_operators(

@@ -1,0 +1,117 @@
+"""One file from the captured program as it is: translated, written, opened at its best, verified."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from exporters import convert
+from exporters.capture import Captured
+from exporters.hooks import expose
+from exporters.learned import Learned
+from exporters.metadata import with_options
+from exporters.parity import Truth
+from exporters.precision import TOLERANCES, Precision, lower
+from exporters.report import FileReport
+from exporters.runtime import (
+    CPU,
+    CUDA,
+    Operators,
+    SessionOptions,
+    available,
+    optimized_operators,
+)
+from exporters.staging import Stage
+from exporters.verify import WithAdapter, verify
+
+Target = Literal["portable", "cpu", "cuda"]
+PORTABLE: Target = "portable"
+PROVIDERS: dict[Target, tuple[str, ...]] = {
+    PORTABLE: (CPU,),
+    "cpu": (CPU,),
+    "cuda": (CUDA, CPU),
+}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes and verifies files on a stage.
+
+    Attributes:
+        aside: The stage.
+        captured: The program; it may be rewritten between two files.
+        facts: The metadata.
+        truth: What the model computes; None leaves verification out.
+        precision: Of the files.
+        learned: What is to be fed at run time, if it is not in the weights.
+        adapter: Its file on the stage, with what base and adapter compute together.
+        notes: What a reader should know about the files made so far.
+    """
+
+    aside: Stage
+    captured: Captured
+    facts: Mapping[str, str]
+    truth: Truth | None
+    precision: Precision
+    learned: Learned | None = None
+    adapter: WithAdapter | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def make(self, path: Path, target: Target, expected: Operators | None = None) -> FileReport:
+        """Make one file.
+
+        Args:
+            path: Where it will be published.
+            target: What it is fused for.
+            expected: Operators outside of ai.onnx that it must hold.
+        """
+        started = time.perf_counter()
+        staged = self.aside.folder / path.name
+        translated = convert.to_ir(self.captured)
+        if self.learned is not None:
+            expose(translated, self.learned)
+        translated, notes = lower(translated, self.precision)
+        self.notes.extend(notes)
+        convert.save(translated, staged, self.facts)
+        options = _best_options(staged, target)
+        convert.save(translated, staged, with_options(self.facts, options))
+        found = None
+        if self.truth is not None:
+            here = self._available(options)
+            tolerance = TOLERANCES[self.precision]
+            wanted = expected or Counter()
+            found = verify(staged, self.truth, wanted, here, tolerance, self.adapter)
+        return FileReport(
+            path,
+            target,
+            self.precision,
+            self.aside.size(path.name),
+            len(translated.graph),
+            time.perf_counter() - started,
+            options,
+            found,
+        )
+
+    def _available(self, options: SessionOptions) -> SessionOptions:
+        here = available(options)
+        if here != options:
+            note = f"{options.providers[0]} is not here: verified on {here.providers[0]}"
+            self.notes.append(note)
+        return here
+
+
+def _best_options(path: Path, target: Target) -> SessionOptions:
+    """ONNX Runtime's skip-layer-norm kernel is slower than Add and LayerNormalization on CPUs."""
+    options = SessionOptions(PROVIDERS[target])
+    if CUDA in options.providers:
+        return options
+    try:
+        found = optimized_operators(path, options)
+    except Exception:  # a file that does not open is verification's to report
+        return options
+    slow = ("com.microsoft", "SkipLayerNormalization") in found
+    return replace(options, disabled_optimizers=("SkipLayerNormFusion",) if slow else ())
