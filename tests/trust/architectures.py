@@ -171,12 +171,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.mixer(self.before(x))
         y = self.between(x)
-        wide = call(self.kind, self.wide, y)
-        if self.valve is None:
-            wide = F.gelu(wide)
-        else:
-            wide = F.silu(call(self.kind, self.valve, y)) * wide
-        return x + call(self.kind, self.narrow, wide)
+        up = call(self.kind, self.wide, y)
+        gate = None if self.valve is None else call(self.kind, self.valve, y)
+        active = F.gelu(up) if gate is None else F.silu(gate) * up
+        return x + call(self.kind, self.narrow, active)
 
 
 class Net(nn.Module):
