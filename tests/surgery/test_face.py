@@ -13,7 +13,7 @@ import surgery
 
 @pytest.mark.parametrize("name", surgery.__all__)
 def test_every_name_is_there(name: str) -> None:
-    assert getattr(surgery, name).__name__ == name and name in dir(surgery)
+    assert getattr(surgery, name).__name__.rpartition(".")[2] == name and name in dir(surgery)
 
 
 def test_every_part_is_an_attribute_without_an_import_of_its_own() -> None:
@@ -24,5 +24,5 @@ def test_every_part_is_an_attribute_without_an_import_of_its_own() -> None:
 
 
 def test_what_is_not_there_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'operate'"):
+    with pytest.raises(AttributeError, match="attribute operate"):
         surgery.operate  # noqa: B018
