@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from exporters.errors import ExportError
 from exporters.low_rank import by_weight, joined
-from exporters.preflight import check_destinations
+from exporters.preflight import check_destinations, make_folder
 from exporters.staging import stage
 from surgery.anatomy.types import Access, Layout
 from surgery.operations.checks import weight_of
@@ -70,7 +70,7 @@ def to_peft(
         if name.rpartition(".")[0] in modules
     }
     config = _config(ranks, modules, base_model, task_type, record.plan, target)
-    path.mkdir(exist_ok=True)
+    make_folder(path)
     check_destinations([path / CONFIG, path / TENSORS], overwrite)
     with stage(path) as aside:
         content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}

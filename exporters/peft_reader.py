@@ -119,7 +119,7 @@ def from_peft(model: Model, folder: str | os.PathLike[str]) -> Model:
 def _read(folder: Path) -> _Checkpoint:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(folder / TENSORS)
+        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ExportError(
             "this is no PEFT checkpoint that can be read here",

@@ -31,6 +31,18 @@ def check_destinations(files: list[Path], overwrite: bool) -> None:
         _check_folder(folder, files[0])
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, in one that is there, if it is not there yet.
+
+    Raises:
+        ExportError: With the path and the reason.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise _unwritable(path, str(error)) from error
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse a model in train mode, and weights that are not finite.
 
@@ -65,7 +77,7 @@ def _check_folder(folder: Path, path: Path) -> None:
 
 def _unwritable(path: Path, why: str) -> ExportError:
     return ExportError(
-        "the ONNX file cannot be written",
+        "the files cannot be written",
         where=str(path),
         why=why,
         remedy="create the folder, or choose a path that you may write to",

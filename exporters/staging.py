@@ -15,6 +15,9 @@ import onnx
 
 from exporters.errors import ExportError
 
+_WHOLES = (".onnx", ".json")
+"""Suffixes of files that others are parts of: a model's weights, a checkpoint's tensors."""
+
 
 class Stage:
     """A folder beside the destination, on the same disk, so that moving is atomic."""
@@ -23,10 +26,18 @@ class Stage:
         self.folder, self.destination = folder, destination
 
     def publish(self) -> None:
-        """Move every file into the destination; data files first, so that no model lacks its data."""
-        files = sorted(self.folder.iterdir(), key=lambda file: file.suffix == ".onnx")
+        """Move every file into the destination; what names the others (a model, a config) comes last.
+
+        Parts of another file never meet an old one of that name: it goes first. Whoever reads, or
+        finds the folder after a crash, sees the old whole, the new whole, or none.
+        """
+        files = sorted(self.folder.iterdir(), key=lambda file: file.suffix in _WHOLES)
         for file in files:
             _sync(file)
+        if files[0].suffix not in _WHOLES:
+            for file in files:
+                if file.suffix in _WHOLES:
+                    (self.destination / file.name).unlink(missing_ok=True)
         for file in files:
             os.replace(file, self.destination / file.name)
         _sync(self.destination)

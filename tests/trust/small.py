@@ -29,11 +29,14 @@ def plan_of(architecture: Architecture, kind: str, rank: int = 2) -> surgery.Pla
 
 
 def adapted(
-    kind: str, architecture: Architecture = WHOLE, dtype: torch.dtype = torch.float32
+    kind: str,
+    architecture: Architecture = WHOLE,
+    dtype: torch.dtype = torch.float32,
+    rank: int = 2,
 ) -> Net:
     """An adapted model whose adapters and extras have moved."""
     model = build(architecture).to(dtype)
-    surgery.apply(model, plan=plan_of(architecture, kind), seed=0)
+    surgery.apply(model, plan=plan_of(architecture, kind, rank), seed=0)
     return disturb(model)
 
 
