@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
-from surgery.anatomy.types import Access
+from surgery.anatomy.types import Access, Layout
 from surgery.operations.graft import Graft
 
 CHILD = "adapters"
@@ -98,11 +98,23 @@ class AdaptedForward(Adapted):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The plain module's output plus the adapters' deltas, in the output's dtype."""
+        whole = self._product(input) if not (args or kwargs) else None
+        if whole is not None:
+            return whole
         output: Tensor = self.plain_class.forward(self, input, *args, **kwargs)
         for name, graft in self.grafts():
             if name not in self.composed:
                 output = output + graft.output_delta(input, self).to(output.dtype)
         return output
+
+    def _product(self, input: Tensor) -> Tensor | None:
+        """The output in one product, where the module is linear and its adapters are."""
+        if len(self.adapters) != 1 or self.composed:
+            return None
+        ((name, graft),) = self.grafts()
+        if graft.layout is Layout.CONV:
+            return None
+        return graft.product(input, self.base(name), self._parameters.get("bias"))
 
 
 def dress(module: nn.Module, grafts: dict[str, Graft]) -> Adapted:

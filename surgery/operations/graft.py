@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout, Rows
+from surgery.operations.product import Span, is_plain, product
 from surgery.operations.rows import Block, as_matrix, as_weight, assemble, blocks, take
 
 
@@ -48,6 +49,37 @@ class Graft(nn.ModuleDict):
         matrix = as_matrix(weight, self.layout)
         for slot, adapter in self.adapters():
             adapter.read_base(take(matrix, self._rows[slot]).float())
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The whole output of a linear owner, adapters included, as one node of autograd's graph.
+
+        Args:
+            x: Input of the module, ``(..., in)``.
+            weight: Its base weight.
+            bias: Its bias, if it has one.
+
+        Returns:
+            ``(..., total)``; None where the parts have to be seen: adapters with a forward, dropout or
+            hooks of their own, a weight that trains, a tracer.
+        """
+        pairs = None if weight.requires_grad or is_plain() else self._factors()
+        if pairs is None:
+            return None
+        return product(x, as_matrix(weight, self.layout), bias, *pairs)
+
+    def _factors(self) -> tuple[list[tuple[Tensor, Tensor]], list[Span]] | None:
+        """The factors with the runs of channels they lie on; interleaved ones are laid out first."""
+        adapters = list(self.adapters())
+        if not all(_is_linear(adapter) for _, adapter in adapters):
+            return None
+        factors = [adapter.factors() for _, adapter in adapters]
+        if len({f.dtype for pair in factors for f in pair}) > 1:
+            return None
+        places = [self._blocks[slot] for slot, _ in adapters]
+        if all(len(place) == place[0].count == 1 for place in places):
+            return factors, [(block.start, block.length) for (block,) in places]
+        b = [assemble([(p, b)], self.total, 0) for p, (b, _) in zip(places, factors, strict=True)]
+        return [(torch.cat(b, 1), torch.cat([a for _, a in factors]))], [(0, self.total)]
 
     def output_delta(self, x: Tensor, owner: nn.Module) -> Tensor:
         """What the adapters add to the output of ``owner``, the module of the weight.
@@ -110,3 +142,12 @@ class Graft(nn.ModuleDict):
 
     def _spread(self, parts: list[tuple[str, Tensor]], dim: int) -> Tensor:
         return assemble([(self._blocks[slot], part) for slot, part in parts], self.total, dim)
+
+
+def _is_linear(adapter: Adapter) -> bool:
+    """Whether calling the adapter is the product with its factors, and nothing more."""
+    hooked = adapter._forward_hooks or adapter._forward_pre_hooks or adapter._backward_hooks
+    dropping = adapter.dropout and adapter.training
+    return type(adapter).forward is Adapter.forward and not (
+        dropping or hooked or adapter._backward_pre_hooks
+    )

@@ -1,0 +1,237 @@
+"""The product of an adapted linear layer: forward and backward in the cheapest order of contraction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from surgery.errors import PlanError, StateError
+
+Contraction = Literal["auto", "merged", "low-rank", "plain"]
+Span = tuple[int, int]
+"""First output channel and number of channels of one pair of factors."""
+
+_MERGE_FROM = 1.0
+"""Tokens from which merging pays, in units of the tokens at which both orders cost as many products."""
+_contraction: Contraction = "auto"
+
+
+def set_contraction(order: Contraction) -> Contraction:
+    """Choose the order in which adapted linear layers compute, for every model of the process.
+
+    ``"auto"`` (the default) merges where tokens are many and the product is computed in 32 bits or
+    more, and keeps the low-rank order elsewhere: rounding W + B A to 16 bits would swallow a small
+    update. ``"merged"`` and ``"low-rank"`` are those two orders everywhere. ``"plain"`` calls the
+    adapter's own forward and leaves the backward to autograd.
+
+    Returns:
+        The order that held before.
+
+    Raises:
+        PlanError: If there is no such order.
+    """
+    global _contraction
+    if order not in get_args(Contraction):
+        raise PlanError(
+            f"unknown contraction {order!r}", remedy=f"choose one of {get_args(Contraction)}"
+        )
+    before, _contraction = _contraction, order
+    return before
+
+
+def is_plain() -> bool:
+    """Whether autograd has to see the parts: on request, under a tracer, or under a transform."""
+    return (
+        _contraction == "plain"
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    factors: Sequence[tuple[Tensor, Tensor]],
+    spans: Sequence[Span],
+) -> Tensor:
+    """``x (W + B A)^T + bias``, differentiable in all but ``weight``.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), frozen; a view is fine.
+        bias: (out,) or None.
+        factors: Pairs (B, A) of (length, r) and (r, in), of one dtype.
+        spans: Where the rows of each B lie among the output channels; disjoint.
+
+    Returns:
+        (..., out), in the dtype that ``F.linear`` would give.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, factors = x.to(dtype), [(b.to(dtype), a.to(dtype)) for b, a in factors]
+    out, width = weight.shape
+    tokens = x.numel() // max(width, 1)
+    order = _Order(
+        tuple(spans),
+        forward=_merges(tokens * (width + out), width * out, x.dtype),
+        backward=_merges(tokens, out, x.dtype),
+    )
+    with torch.autocast(device, enabled=False):
+        result: Tensor = _Product.apply(order, x, weight, bias, *(f for p in factors for f in p))
+    return result
+
+
+def _merges(low_rank: int, merged: int, dtype: torch.dtype) -> bool:
+    """Whether to merge, given how many products each order costs for one pair."""
+    if _contraction != "auto":
+        return _contraction == "merged"
+    return torch.finfo(dtype).bits >= 32 and low_rank > _MERGE_FROM * merged
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Where the factors lie, and whether each way goes through the merged weight."""
+
+    spans: tuple[Span, ...]
+    forward: bool
+    backward: bool
+
+    def rows(self, matrix: Tensor, dim: int) -> Iterator[Tensor]:
+        """The channels of each span, as views: each made when its turn comes, for all are written to."""
+        return (matrix.narrow(dim, start, length) for start, length in self.spans)
+
+    def merged(self, weight: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """W + B A, (out, in), rounded once to the dtype of ``weight``."""
+        bs, wide = factors[::2], factors[0].dtype
+        if self.spans == ((0, weight.shape[0]),) and wide == weight.dtype:
+            return torch.addmm(weight, *factors)
+        merged = weight.clone()
+        for rows, b, a in zip(self.rows(merged, 0), bs, factors[1::2], strict=True):
+            if wide == rows.dtype:
+                rows.addmm_(b, a)
+            else:
+                rows.copy_(torch.addmm(rows.to(wide), b, a))
+        return merged
+
+
+class _Product(torch.autograd.Function):
+    r"""One node of the graph for a frozen weight and all pairs of factors on it.
+
+    .. math::
+        y = x (W + B A)^T = x W^T + (x A^T) B^T
+
+    With N tokens and rank r the merged order costs r·out·in products more than the frozen layer, the
+    low-rank order r·N·(in + out). Backward, with ``g`` the gradient of y and ``u = x A^T``,
+    ``v = g B``, both (N, r):
+
+    .. math::
+        \partial B = g^T u, \qquad \partial A = v^T x, \qquad \partial x = g (W + B A) = g W + v A
+
+    of which ∂x again has two orders, r·out·in against r·N·in. Nothing of the size of a weight outlives
+    a pass: W + B A and u are computed again, which is cheaper than to keep them; x is kept, once for
+    all pairs, and only if an A trains. A span of channels is a view of y and of g, never a copy.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, order: _Order, x: Tensor, weight: Tensor, bias: Tensor | None, *factors: Tensor
+    ) -> Tensor:
+        """(..., in) -> (..., out)."""
+        matrix = weight.to(x.dtype)
+        bias = None if bias is None else bias.to(x.dtype)
+        a_trains = any(ctx.needs_input_grad[5::2])
+        u: Tensor | None = None
+        if not (order.forward and a_trains):
+            u = _down(x, _stacked(factors[1::2]))
+        if order.forward:
+            y = F.linear(x, order.merged(matrix, factors), bias)
+        else:
+            assert u is not None
+            y = F.linear(x, matrix, bias).contiguous()
+            for rows, part, b in _pairs(order.rows(y.view(-1, y.shape[-1]), 1), u, factors[::2]):
+                _add_product(rows, part, b.T)
+        ctx.order, ctx.shape, ctx.kind = order, x.shape, x.dtype
+        ctx.save_for_backward(x if a_trains else None, weight, u, *factors)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, bias and the factors that need one."""
+        with torch.autocast(grad.device.type, enabled=False):
+            return _backward(ctx, _flat(grad))
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, u, *factors = ctx.saved_tensors
+    _, x_needs, _, bias_needs, *factors_need = ctx.needs_input_grad
+    order: _Order = ctx.order
+    wide, stacked = factors[0].dtype, _stacked(factors[1::2])
+    parts = list(order.rows(g.to(wide), 1))
+    v: Tensor | None = None
+    if any(factors_need[1::2]) or (x_needs and not order.backward):
+        v = torch.cat([part @ b for part, b in zip(parts, factors[::2], strict=True)], 1)
+    grads: list[Tensor | None] = [None] * len(factors)
+    if any(factors_need[::2]):
+        u = _down(x, stacked) if u is None or torch.is_grad_enabled() else u
+        grads[::2] = [part.T @ own for part, own, _ in _pairs(parts, u, factors[::2])]
+    if any(factors_need[1::2]):
+        assert v is not None
+        grads[1::2] = torch.split(v.T @ _flat(x).to(wide), [b.shape[1] for b in factors[::2]])
+    grad_x = _grad_x(ctx, g, weight.to(ctx.kind), v, stacked, factors) if x_needs else None
+    return (None, grad_x, None, g.sum(0) if bias_needs else None, *grads)
+
+
+def _grad_x(
+    ctx: Any, g: Tensor, weight: Tensor, v: Tensor | None, a: Tensor, factors: list[Tensor]
+) -> Tensor:
+    if ctx.order.backward:
+        grad = g @ ctx.order.merged(weight, factors)
+    else:
+        assert v is not None
+        grad = g @ weight
+        _add_product(grad, v, a)
+    return grad.view(ctx.shape)  # type: ignore[no-any-return]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right`` in place; the product is rounded to the dtype of ``total``."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += (left @ right).to(total.dtype)
+
+
+def _down(x: Tensor | None, a: Tensor) -> Tensor:
+    """u = x A^T, (N, r), in the dtype of the factors."""
+    if x is None:
+        raise StateError(
+            "the gradient of a gradient needs the input of a layer whose A is frozen",
+            remedy="call surgery.set_contraction('plain') before the forward",
+        )
+    return _flat(x).to(a.dtype) @ a.T
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _stacked(a: Sequence[Tensor]) -> Tensor:
+    """The A of all pairs, (sum of r, in): one product with x serves them all."""
+    return a[0] if len(a) == 1 else torch.cat(list(a))
+
+
+def _pairs(
+    rows: Iterable[Tensor], u: Tensor, bs: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Each span with its share of u and its B."""
+    return zip(rows, torch.split(u, [b.shape[1] for b in bs], 1), bs, strict=True)
