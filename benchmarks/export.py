@@ -6,101 +6,42 @@
 
 Models have their real sizes and random weights. Files are made once and kept in ``--folder``. Every
 contender gets its turn in every round, so that a busy machine slows all alike; times are medians.
+On a machine that others use at the same time, ``--clock cpu --threads 1`` counts only the time that
+the calling thread itself was on a processor.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import timm
 import torch
-import transformers as hf
 from onnxruntime.transformers.optimizer import optimize_model
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 import exporters
+from benchmarks.export_subjects import SUBJECTS, Subject
 from benchmarks.record import RESULTS, keep
-from exporters.inputs import Inputs, collect
+from exporters.inputs import Inputs
 from exporters.parity import relative_error
 from exporters.runtime import optimized_operators, recommended_options, run
 
 PLAIN = "plain dynamo export"
 OURS = "ours"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to measure.
-
-    Attributes:
-        build: Makes it.
-        kind: ``model_type`` for ONNX Runtime's optimizer.
-        heads, width: What that optimizer wants to be told.
-        length: Of token inputs.
-    """
-
-    build: Callable[[], nn.Module]
-    kind: str
-    heads: int
-    width: int
-    length: int = 0
-
-    def inputs(self, model: nn.Module) -> Inputs:
-        """Inputs at batch 2, all tokens real."""
-        found = collect(model)
-        if not self.length:
-            return found
-        longer = found.resized({"sequence": self.length})
-        ones = {n: torch.ones_like(t) for n, t in longer.tensors.items() if "mask" in n}
-        return Inputs({**longer.tensors, **ones}, longer.constants, longer.axes)
-
-
-def _llama() -> nn.Module:
-    model: nn.Module = hf.LlamaForCausalLM(
-        hf.LlamaConfig(
-            hidden_size=512,
-            intermediate_size=1376,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=2,
-            vocab_size=8192,
-        )
-    )
-    return model
-
-
-def _minilm() -> nn.Module:
-    model: nn.Module = hf.BertModel(
-        hf.BertConfig(
-            hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
-        )
-    )
-    return model
-
-
-SUBJECTS = {
-    "vit-s": Subject(lambda: timm.create_model("vit_small_patch16_224"), "vit", 6, 384),
-    "bert-base": Subject(lambda: hf.BertModel(hf.BertConfig()), "bert", 12, 768, 128),
-    "minilm": Subject(_minilm, "bert", 12, 384, 128),
-    "dinov2-s": Subject(
-        lambda: timm.create_model("vit_small_patch14_dinov2", img_size=224), "vit", 6, 384
-    ),
-    "swin-t": Subject(lambda: timm.create_model("swin_tiny_patch4_window7_224"), "swin", 0, 0),
-    "clip-vision": Subject(lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig()), "clip", 12, 768),
-    "gqa-decoder": Subject(_llama, "gpt2", 8, 512, 128),
-    "vit-b": Subject(lambda: timm.create_model("vit_base_patch16_224"), "vit", 12, 768),
-}
+EAGER = "torch eager"
+ROUNDS, CALLS = 3, 4
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def prepare(name: str, folder: Path) -> dict[str, Any]:
@@ -167,42 +108,63 @@ def _onnxscript(plain: Path, path: Path) -> None:
     ir.save(optimized, path)
 
 
-def measure(name: str, folder: Path, batch: int, compiled: bool) -> dict[str, Any]:
-    """Latency, error and attention operators of every contender at one batch size."""
+def measure(name: str, folder: Path, batch: int, clock: str, compiled: bool) -> dict[str, Any]:
+    """Time, error and attention operators of every contender at one batch size."""
     torch.manual_seed(0)
     prepared = prepare(name, folder)
     subject = SUBJECTS[name]
     model = subject.build().eval()
     inputs = subject.inputs(model).resized({"batch": batch})
     with torch.no_grad():
-        expected = next(iter(_leaves(model(**inputs.kwargs))))
-    paths = {way: folder / file for way, file in prepared["files"].items()}
-    checks = {}
-    for way, path in list(paths.items()):
+        expected = _leaves(model(**inputs.kwargs))[0].numpy()
+    contenders: dict[str, Callable[[], Any]] = {EAGER: lambda: model(**inputs.kwargs)}
+    if compiled:
+        contenders["torch.compile"] = partial(torch.compile(model), **inputs.kwargs)
+    checks, failures = {}, dict(prepared["failures"])
+    for way, file in prepared["files"].items():
         try:
-            found = run(exporters.open_session(path, threads=2), inputs.feeds)[0]
-        except Exception as error:  # a file that its own engine does not run
-            prepared["failures"][way] = f"{type(error).__name__}: {str(error)[:150]}"
-            del paths[way]
+            session = exporters.open_session(folder / file, threads=torch.get_num_threads())
+            error = relative_error(expected, run(session, inputs.feeds)[0])
+        except Exception as problem:  # a file that its own engine does not run
+            failures[way] = f"{type(problem).__name__}: {str(problem)[:150]}"
             continue
-        checks[way] = {
-            "error": relative_error(expected.numpy(), found),
-            "operators": _attention(path),
+        contenders[way] = partial(run, session, inputs.feeds)
+        checks[way] = {"error": error, "operators": _attention(folder / file)}
+    times = _take_turns(contenders, CLOCKS[clock])
+    rows = {
+        way: {
+            "median_ms": round(1000 * statistics.median(taken), 2),
+            "lowest_ms": round(1000 * min(taken), 2),
+            "to_plain": statistics.median(taken) / statistics.median(times[PLAIN]),
+            **checks.get(way, {}),
         }
-    calls = (
-        {"rounds": 5, "calls": 6, "warmup": 2}
-        if batch == 1
-        else {"rounds": 3, "calls": 3, "warmup": 1}
-    )
-    report = exporters.benchmark(
-        model, paths, inputs=inputs.kwargs, batch=batch, threads=2, compiled=compiled, **calls
-    )
-    rows = [
-        {**asdict(row), "to_plain": report.ratio(row.name, PLAIN), **checks.get(row.name, {})}
-        for row in report.rows
-    ]
-    about = {"sites": prepared["sites"], "failures": prepared["failures"], "notes": report.notes}
-    return {"rows": rows, "sizes": report.sizes, "calls": report.calls, **about}
+        for way, taken in times.items()
+    }
+    shapes = {n: list(t.shape) for n, t in inputs.tensors.items()}
+    about = {"clock": clock, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
+    return {
+        "rows": rows,
+        "sites": prepared["sites"],
+        "inputs": shapes,
+        **about,
+        "failures": failures,
+    }
+
+
+@torch.no_grad()
+def _take_turns(
+    contenders: dict[str, Callable[[], Any]], clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of each measured call; the first of each turn is not measured."""
+    times: dict[str, list[float]] = {way: [] for way in contenders}
+    for _ in range(ROUNDS):
+        for way, call in contenders.items():
+            call()
+            for _ in range(CALLS):
+                started = clock()
+                call()
+                times[way].append(clock() - started)
+    return times
 
 
 def _leaves(outputs: Any) -> list[torch.Tensor]:
@@ -215,40 +177,50 @@ def _attention(path: Path) -> dict[str, int]:
     return {kind: count for (_, kind), count in found.items() if kind.endswith("Attention")}
 
 
-def as_table(name: str, batch: int, found: dict[str, Any]) -> Table:
-    """One row a contender."""
-    table = Table(title=f"{name}, batch {batch}: {found['sites']} sites", title_justify="left")
-    for column in ("", "median ms", "to plain", "error", "attention run"):
-        table.add_column(column)
-    for row in found["rows"]:
-        error = f"{row['error']:.0e}" if "error" in row else ""
-        operators = ", ".join(f"{n} {op}" for op, n in row.get("operators", {}).items())
-        cells = (f"{row['median_ms']:.1f}", f"{row['to_plain']:.2f}", error, operators)
-        table.add_row(row["name"], *cells)
-    for way, why in found["failures"].items():
-        table.add_row(way, "-", "-", "", why)
-    return table
+WAYS = (
+    EAGER,
+    "torch.compile",
+    "ORT transformers optimizer",
+    "onnxscript optimize_for_ort",
+    OURS,
+    f"{OURS}, int8",
+)
+
+
+def as_markdown(figures: dict[str, dict[str, Any]]) -> str:
+    """One line a model and batch: the plain export in milliseconds, all else relative to it."""
+    header = ["model", "plain, ms", *WAYS, "sites fused", "error", "error int8"]
+    lines = [header, ["---"] * len(header)]
+    for name, found in figures.items():
+        rows = found["rows"]
+        ratios = [f"{rows[way]['to_plain']:.2f}" if way in rows else "-" for way in WAYS]
+        errors = [f"{rows[way]['error']:.0e}" for way in WAYS[-2:]]
+        plain = f"{rows[PLAIN]['median_ms']:.0f}"
+        lines.append([name, plain, *ratios, found["sites"], *errors])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:
     """Measure what was asked for, and keep it beside what was measured before."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("models", nargs="*", choices=[*SUBJECTS, []], default=[])
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(SUBJECTS)}")
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prepare", action="store_true", help="only make the files")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--folder", type=Path, help="where the files are kept")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(2)
-    console = Console()
+    torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
         for name in given.models or SUBJECTS:
-            console.print(name, prepare(name, folder))
-            for batch in () if given.prepare else (1, 8):
-                found = measure(name, folder, batch, not given.no_compile)
-                console.print(as_table(name, batch, found))
+            prepare(name, folder)
+            for batch in () if given.prepare else given.batch:
+                found = measure(name, folder, batch, given.clock, not given.no_compile)
+                print(as_markdown({f"{name}, batch {batch}": found}), flush=True)
                 _keep(f"{name}, batch {batch}", found)
 
 

@@ -201,14 +201,13 @@ def main(chosen: list[str]) -> None:
     torch.set_num_threads(1)
     known = builders()
     console = Console(width=None if sys.stdout.isatty() else 200)
-    figures = {}
+    path = RESULTS / "export_zoo.json"
+    figures = json.loads(path.read_text())["figures"] if chosen and path.exists() else {}
     for name in chosen or known:
         figures[name] = examine(known[name])
         console.print(f"{name}: {figures[name]}")
+        keep("export_zoo", figures)
     console.print(as_table(figures))
-    path = RESULTS / "export_zoo.json"
-    before = json.loads(path.read_text())["figures"] if chosen and path.exists() else {}
-    keep("export_zoo", {**before, **figures})
 
 
 if __name__ == "__main__":

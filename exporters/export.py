@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +15,14 @@ from exporters.capture import capture
 from exporters.errors import ExportError, VerificationError
 from exporters.fuse import SCORES_ONLY, WHOLE, Site, fuse
 from exporters.inputs import Axes, collect
-from exporters.learned import SUFFIX, split
+from exporters.learned import SUFFIX, Learned, split
 from exporters.maker import PORTABLE, PROVIDERS, Maker, Target
 from exporters.metadata import describe, qualified_name, versions
 from exporters.parity import Truth
 from exporters.plain import plain_model
 from exporters.precision import TOLERANCES, Precision
 from exporters.preflight import check_destinations
-from exporters.report import ExportReport
+from exporters.report import ExportReport, FileReport
 from exporters.runtime import BASE_KEY, require_runtime
 from exporters.staging import Stage, stage
 from exporters.verify import WithAdapter
@@ -97,28 +98,39 @@ def to_onnx(
     facts = describe(plain, inputs, labels=labels, preprocessing=preprocessing, extra=metadata)
     captured = capture(plain.model, inputs)
     truth = Truth.of(plain.model, captured, chosen) if verify else None
-    together = None
     with stage(names[target].parent) as aside:
+        maker = Maker(aside, captured, facts, truth, precision)
         if learned is not None:
-            facts = {**facts, BASE_KEY: str(learned.base)}
-            hooks.insert(captured, learned)
-            staged = aside.folder / separate[0].name
-            learned.write(staged)
-            if verify:
-                together = WithAdapter(staged, Truth.of(learned.adapted, captured, chosen))
-        maker = Maker(aside, captured, facts, truth, precision, learned, together)
-        files = [maker.make(names[PORTABLE], PORTABLE)]
-        sites: tuple[Site, ...] = ()
-        if target != PORTABLE:
-            # Fusion rewrites the captured program: the portable file must be made first.
-            fusion = fuse(captured, plain.model, SCORES_ONLY if precision == "int8" else WHOLE)
-            sites = fusion.sites
-            maker.notes.extend(fusion.notes)
-            files.insert(0, maker.make(names[target], target, fusion.expected))
+            together = Truth.of(learned.adapted, captured, chosen) if verify else None
+            maker = _set_apart(learned, maker, aside.folder / separate[0].name, together)
+        files, sites = _make(maker, names, target, plain.model)
         notes = tuple(dict.fromkeys((*plain.notes, *captured.notes, *maker.notes)))
-        report = ExportReport(qualified_name(plain.model), tuple(files), sites, notes, versions())
+        report = ExportReport(qualified_name(plain.model), files, sites, notes, versions())
         _hand_over(report, aside)
     return report
+
+
+def _set_apart(learned: Learned, maker: Maker, staged: Path, together: Truth | None) -> Maker:
+    """Write what was learned to a file of its own, and give it a place in the captured graph."""
+    hooks.insert(maker.captured, learned)
+    learned.write(staged)
+    facts = {**maker.facts, BASE_KEY: str(learned.base)}
+    adapter = None if together is None else WithAdapter(staged, together)
+    return replace(maker, facts=facts, learned=learned, adapter=adapter)
+
+
+def _make(
+    maker: Maker, names: Mapping[Target, Path], target: Target, model: nn.Module
+) -> tuple[tuple[FileReport, ...], tuple[Site, ...]]:
+    """The portable file first: fusion rewrites the captured program."""
+    portable = maker.make(names[PORTABLE], PORTABLE)
+    if target == PORTABLE:
+        return (portable,), ()
+    # A projection inside the operator would stay fp32.
+    patterns = SCORES_ONLY if maker.precision == "int8" else WHOLE
+    fusion = fuse(maker.captured, model, patterns)
+    maker.notes.extend(fusion.notes)
+    return (maker.make(names[target], target, fusion.expected), portable), fusion.sites
 
 
 def _names(path: Path, target: Target) -> dict[Target, Path]:
