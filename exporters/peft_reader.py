@@ -32,6 +32,8 @@ from surgery.operations.state import plain_model
 Model = TypeVar("Model", bound=nn.Module)
 
 _FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
+_HARMLESS = re.compile(r"[\w.\\|()^$-]*((\.\*|\\d\+|\[0-9\]\+)[\w.\\|()^$-]*){0,3}", re.ASCII)
+"""Patterns that cannot keep the matcher busy for ever: no repeated groups, few repetitions."""
 _UNSUPPORTED = (
     "use_dora",
     "use_qalora",
@@ -67,16 +69,26 @@ class _Checkpoint:
 
     def adapter(self, module: str) -> AdapterSpec:
         """Our words for one module's LoRA."""
-        rank = self.factors[module][1].shape[0]
-        alpha = self.config.get("lora_alpha", 8)
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = value
-                break
-        options: dict[str, Any] = {"dropout": float(self.config.get("lora_dropout") or 0.0)}
-        if self.config.get("use_rslora"):
-            options["scaling"] = "rslora"
-        return AdapterSpec(kind="lora", rank=rank, alpha=float(alpha), options=options)
+        config = self.config
+        try:
+            options: dict[str, Any] = {"dropout": float(config.get("lora_dropout") or 0.0)}
+            if config.get("use_rslora"):
+                options["scaling"] = "rslora"
+            alpha = float(_alpha(config, module))
+            rank = self.factors[module][1].shape[0]
+            return AdapterSpec(kind="lora", rank=rank, alpha=alpha, options=options)
+        except Exception as error:  # the config can be anything at all
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise self.misfit(module, why, f"correct {CONFIG}, or save it again") from error
+
+
+def _alpha(config: Mapping[str, Any], module: str) -> Any:
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if len(pattern) > 200 or not _HARMLESS.fullmatch(pattern):
+            raise ValueError(f"alpha_pattern {pattern[:50]!r} is more than a name with .* or \\d+")
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return config.get("lora_alpha", 8)
 
 
 def from_peft(model: Model, folder: str | os.PathLike[str]) -> Model:
@@ -118,22 +130,16 @@ def from_peft(model: Model, folder: str | os.PathLike[str]) -> Model:
 
 def _read(folder: Path) -> _Checkpoint:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        sides, rest = _sorted(tensors)
+    except Exception as error:  # broken files fail in safetensors, torch or json, in many ways
         raise ExportError(
             "this is no PEFT checkpoint that can be read here",
             where=str(folder),
             why=f"{type(error).__name__}: {error}",
             remedy=f"pass a folder with {CONFIG} and {TENSORS}",
         ) from error
-    sides: dict[str, dict[str, Tensor]] = {}
-    rest = {}
-    for key, value in tensors.items():
-        if found := _FACTOR.fullmatch(key):
-            sides.setdefault(found[1], {})[found[2]] = value.flatten(1)
-        else:
-            rest[key.removeprefix(PREFIX)] = value
     factors = {module: (side["B"], side["A"]) for module, side in sides.items() if len(side) == 2}
     broken = next((module for module, side in sides.items() if len(side) < 2), None)
     checkpoint = _Checkpoint(folder, config, factors, rest)
@@ -141,6 +147,20 @@ def _read(folder: Path) -> _Checkpoint:
         why = "it holds one factor of two" if broken else "it holds no LoRA factors"
         raise checkpoint.misfit(broken or TENSORS, why, "save the checkpoint again")
     return checkpoint
+
+
+def _sorted(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The factors by module and side, and the rest."""
+    sides: dict[str, dict[str, Tensor]] = {}
+    rest = {}
+    for key, value in tensors.items():
+        if found := _FACTOR.fullmatch(key):
+            if value.ndim < 2 or not value.is_floating_point():
+                raise ValueError(f"{key} is {value.dtype} of {value.ndim} dimensions: no factor")
+            sides.setdefault(found[1], {})[found[2]] = value.flatten(1)
+        else:
+            rest[key.removeprefix(PREFIX)] = value
+    return sides, rest
 
 
 def _check_config(checkpoint: _Checkpoint) -> None:

@@ -22,6 +22,8 @@ from policies.roles import Role
 TRAIN_WORDS = ("head", "norms", "biases", "embeddings")
 _SHORT = {role.short: role for role in Role}
 _SHARED = ("rank", "alpha")
+LARGEST_RANK = 2**20
+"""Beyond any weight; a number of a thousand digits could not even be printed in an error."""
 
 
 def _as_list(value: Any) -> Any:
@@ -68,7 +70,7 @@ class AdapterSpec(Strict):
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
 
     kind: str = Field("symlora", description="symlora, srlora, lora, pissa, ... or your own")
-    rank: int = Field(8, ge=1, strict=True, description="number of pairs r")
+    rank: int = Field(8, ge=1, le=LARGEST_RANK, strict=True, description="number of pairs r")
     alpha: float | None = Field(
         None,
         gt=0,

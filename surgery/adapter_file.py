@@ -95,7 +95,7 @@ def read_file(path: str | os.PathLike[str]) -> AdapterFile:
     try:
         # Read once: safe_open opens the path a second time, and meets what replaced it meanwhile.
         content = path.read_bytes()
-        tensors = safetensors.torch.load(content)
+        tensors = dict(sorted(safetensors.torch.load(content).items()))
         metadata = _metadata(content)
     except Exception as error:  # a broken file fails in safetensors, torch or json, in many ways
         raise CheckpointError(

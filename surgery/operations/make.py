@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from surgery.adapters import registry
 from surgery.adapters.base import Adapter
-from surgery.errors import SurgeryError
+from surgery.errors import PolicyError, SurgeryError
 from surgery.operations.plan import Operation
 
 
@@ -24,7 +24,7 @@ def make_adapter(operation: Operation, device: torch.device | str) -> Adapter:
     """The adapter of an operation, fp32 on ``device``, its factors not yet set.
 
     Raises:
-        PolicyError: The kind or an option is unknown.
+        PolicyError: The kind or an option is unknown, or an option has no sense.
         PlanError: The adapter refuses its shape, rank or options; it names the projection.
     """
     projection, spec = operation.projection, operation.adapter
@@ -43,6 +43,13 @@ def make_adapter(operation: Operation, device: torch.device | str) -> Adapter:
     except SurgeryError as error:
         named, where = type(error), error.where or operation.name
         raise named(error.what, where=where, why=error.why, remedy=error.remedy) from None
+    except Exception as error:  # an option of another type, or what another package's adapter does
+        raise PolicyError(
+            f"an adapter {spec.kind!r} cannot be made",
+            where=operation.name,
+            why=f"{type(error).__name__}: {error}",
+            remedy=f"check its options in the policy: {', '.join(spec.options) or 'there are none'}",
+        ) from error
 
 
 def trained_numbers(module: nn.Module) -> int:
