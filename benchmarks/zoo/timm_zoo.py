@@ -13,7 +13,7 @@ from benchmarks.zoo.examine import Specimen
 from benchmarks.zoo.shorten import shorten
 from surgery.anatomy.inputs import example_inputs
 
-_FREE_SIZE = 128
+_FREE_SIZE = 192
 
 
 class Timm:

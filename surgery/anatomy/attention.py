@@ -10,7 +10,7 @@ from torch import fx
 
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name, shape_of
-from surgery.anatomy.operators import MOVES, PRODUCTS, SCALES
+from surgery.anatomy.operators import MOVES, NORMS, PRODUCTS, SCALES
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,18 +113,18 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
 
 
 _SCORE_OPS = MOVES | SCALES | {"tanh", "log", "exp", "sigmoid", "relu"}
-_NORMS = frozenset({"layer_norm", "native_layer_norm", "rms_norm", "group_norm", "batch_norm"})
 
 
 def is_product(node: fx.Node, flow: Flow) -> bool:
     """Whether the node multiplies two activations as matrices."""
     if op_name(node) not in PRODUCTS or node in flow.reader.by_node:
         return False
-    operands = _operands(node)
+    operands = product_operands(node)
     return len(operands) == 2 and all(operand in flow.active for operand in operands)
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
+def product_operands(node: fx.Node) -> list[fx.Node]:
+    """The two factors of a product."""
     name = op_name(node)
     args = (
         node.args[1] if name == "einsum" else node.args[1:3] if name == "baddbmm" else node.args[:2]
@@ -157,7 +157,7 @@ def _scores_behind(softmax: fx.Node, flow: Flow) -> tuple[list[fx.Node], bool]:
 def _keeps_scores(node: fx.Node, flow: Flow) -> bool:
     if node.op != "call_function" or node in flow.reader.by_node:
         return False
-    return op_name(node) in _SCORE_OPS - _NORMS
+    return op_name(node) in _SCORE_OPS - NORMS
 
 
 def _mixes_heads(node: fx.Node, flow: Flow) -> bool:
@@ -176,7 +176,7 @@ def _product_after(softmax: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, bool
                 continue
             seen.add(user)
             if is_product(user, flow):
-                values = [operand for operand in _operands(user) if operand not in seen]
+                values = [operand for operand in product_operands(user) if operand not in seen]
                 if len(values) == 1:
                     return user, values[0], mixed
             elif _mixes_heads(user, flow):
@@ -189,7 +189,7 @@ def _product_after(softmax: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, bool
 
 def _sides(product: fx.Node, softmax: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Query and key among the operands: the softmax runs over the keys."""
-    operands = _operands(product)
+    operands = product_operands(product)
     if len(operands) != 2:
         return None
     left, right = operands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from torch.export import ExportedProgram
 
 from surgery.errors import CaptureError
 
+_ALONE = threading.RLock()
+"""torch.export sets state of the whole process: two threads in it break each other."""
 _IN_PLACE = ("copy_.default", "index_put_.default", "fill_.Scalar", "fill_.Tensor", "scatter_.src")
 
 
@@ -36,7 +39,7 @@ def capture(
     Raises:
         CaptureError: If the graph cannot be captured; it quotes the model line that stopped it.
     """
-    with unchanged(model), warnings.catch_warnings():
+    with _ALONE, unchanged(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(

@@ -71,3 +71,8 @@ CONVOLUTIONS = _words("""
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
 """)
 """Mix channels and neighbours; those of kernel 1 are linear reads."""
+
+NORMS = _words("""
+    batch_norm group_norm layer_norm native_layer_norm rms_norm
+""")
+"""Normalise over channels or tokens."""

@@ -19,7 +19,9 @@ from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.layers import Blocks
 from surgery.anatomy.linears import LinearRead, LinearReader
 from surgery.anatomy.provenance import count, rows_reaching
+from surgery.anatomy.regions import inline
 from surgery.anatomy.sites import SiteReads, find_attention
+from surgery.anatomy.stacked import stacked_weights
 from surgery.anatomy.types import (
     Anatomy,
     AttentionSite,
@@ -50,7 +52,7 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
     model = unwrap(model)
     inputs = _inputs(model, example_inputs)
     program = capture(model, inputs.args, inputs.kwargs)
-    graph = Graph(program)
+    graph = Graph(inline(program))
     return Reading(model, Flow(graph, LinearReader(graph, model))).anatomy(inputs)
 
 
@@ -177,7 +179,15 @@ class Reading:
         for site in self.sites:
             what = f"{site.core.kind} attention"
             found += [Unplaced(what, site.module, problem) for problem in site.problems]
+        found += [
+            _stack(name, node) for name, node in stacked_weights(self.flow, self.model).items()
+        ]
         return tuple(dict.fromkeys(found))
+
+
+def _stack(name: str, node: fx.Node) -> Unplaced:
+    why = f"{name} stacks many matrices, multiplied by {op_name(node)}: no role can name its rows"
+    return Unplaced("stacked weights", module_path(node), why)
 
 
 def _missed(node: fx.Node, miss: NoMatch) -> Unplaced:

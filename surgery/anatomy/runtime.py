@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -39,6 +39,8 @@ class _Trace:
 
     scores: tuple[Tensor, Tensor] | None = None
     probabilities: tuple[Tensor, Tensor] | None = None
+    softened: Tensor | None = None
+    flipped: bool = False
 
 
 @dataclass
@@ -87,11 +89,15 @@ class AttentionWatch(TorchFunctionMode):
             self._product(name, tensors, result)
             return
         traces = [t for t in map(self._trace, tensors) if t is not None]
+        if not traces and name in _SOFTMAXES:
+            traces = [_Trace(softened=tensors[0])]
         if not traces or (name in _OPAQUE and not _mixes_heads(tensors, result)):
             return
         trace = traces[0]
         if name in _SOFTMAXES and trace.scores is not None:
             trace = _Trace(probabilities=_by_role(trace.scores, args, kwargs, result))
+        elif _flips(name, tensors[0], result, args):
+            trace = replace(trace, flipped=not trace.flipped)
         self._set(result, trace)
 
     def _product(self, name: str, tensors: list[Tensor], result: Tensor) -> None:
@@ -103,7 +109,29 @@ class AttentionWatch(TorchFunctionMode):
             if trace is not None and trace.probabilities is not None:
                 self._record("softmax", *trace.probabilities, operands[1 - index])
                 return
-        self._set(result, _Trace(scores=(operands[0], operands[1])))
+        if not self._linear(operands):
+            self._set(result, _Trace(scores=(operands[0], operands[1])))
+
+    def _linear(self, operands: list[Tensor]) -> bool:
+        """``query (key^T value)``: a product over tokens, then one over the channels of the key."""
+        traces = [self._trace(operand) or _Trace() for operand in operands]
+        contexts = [index for index, trace in enumerate(traces) if trace.scores is not None]
+        if len(contexts) != 1:
+            return False
+        (index,) = contexts
+        scores = traces[index].scores
+        assert scores is not None
+        made_of_products = any((self._trace(s) or _Trace()).scores is not None for s in scores)
+        if made_of_products or scores[0].shape[-1] <= operands[0].shape[-1]:
+            return False
+        key_last = (index == 0) != traces[index].flipped
+        key, value = (scores[1], scores[0]) if key_last else scores
+        self._record("linear", *map(self._unsoftened, (operands[1 - index], key, value)))
+        return True
+
+    def _unsoftened(self, tensor: Tensor) -> Tensor:
+        trace = self._trace(tensor)
+        return tensor if trace is None or trace.softened is None else trace.softened
 
     def _record(self, kind: str, query: Tensor, key: Tensor, value: Tensor) -> None:
         copies = (t.detach().clone() for t in (query, key, value))
@@ -141,6 +169,18 @@ def watch(call: Callable[[], object], stop_after: int | None = None) -> list[Eve
 def _operands(names: tuple[str, ...], args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
     found = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names)]
     return found[0], found[1], found[2]
+
+
+def _flips(name: str, source: Tensor, result: Tensor, args: Any) -> bool:
+    """Whether the last two dimensions were exchanged."""
+    if name == "t":
+        return True
+    if name in {"transpose", "swapaxes"}:
+        return {d % source.ndim for d in args[1:3]} == {source.ndim - 1, source.ndim - 2}
+    if name == "permute":
+        dims = args[1] if isinstance(args[1], tuple | list) else args[1:]
+        return [d % source.ndim for d in dims[-2:]] == [source.ndim - 1, source.ndim - 2]
+    return False
 
 
 def _tensors(value: Any) -> list[Tensor]:

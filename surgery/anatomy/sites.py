@@ -10,6 +10,7 @@ from torch import fx
 from surgery.anatomy.attention import Core, NoMatch, find_cores, is_product
 from surgery.anatomy.flow import Flow, adds
 from surgery.anatomy.graph import module_path, op_name
+from surgery.anatomy.linear_attention import find_linear_attention
 from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, SCALES
 from surgery.anatomy.provenance import rows_reaching
@@ -57,23 +58,31 @@ class Role:
 def find_attention(flow: Flow) -> tuple[list[SiteReads], list[tuple[fx.Node, NoMatch]]]:
     """Every attention site with the linear reads behind its operands and after its result."""
     cores, missed = find_cores(flow)
-    return [_site(core, flow) for core in cores], missed
+    found = {core.result: core for core in (*find_linear_attention(flow), *cores)}
+    ordered = sorted(found.values(), key=lambda core: flow.graph.order[core.result])
+    return [_site(core, flow) for core in ordered], missed
 
 
 def _site(core: Core, flow: Flow) -> SiteReads:
     output = _output(core, flow)
-    roles = {
-        "query": _operand(core.query, output.reads, core, flow),
-        "key": _operand(core.key, output.reads, core, flow),
-        "value": _operand(core.value, output.reads, core, flow),
-        "output": output,
-    }
-    said = {
-        settled: tuple(f"{n}: {r.why}" for n, r in roles.items() if r.why and r.settled is settled)
-        for settled in (True, False)
-    }
-    reads = (role.reads for role in roles.values())
-    return SiteReads(core, *reads, problems=said[False], remarks=said[True])
+    query, key, value = (
+        _operand(operand, output.reads, core, flow)
+        for operand in (core.query, core.key, core.value)
+    )
+    roles = {"query": query, "key": key, "value": value, "output": output}
+    return SiteReads(
+        core,
+        query.reads,
+        key.reads,
+        value.reads,
+        output.reads,
+        _said(roles, settled=False),
+        _said(roles, settled=True),
+    )
+
+
+def _said(roles: dict[str, Role], *, settled: bool) -> tuple[str, ...]:
+    return tuple(f"{n}: {r.why}" for n, r in roles.items() if r.why and r.settled is settled)
 
 
 def _operand(operand: fx.Node, output: frozenset[LinearRead], core: Core, flow: Flow) -> Role:

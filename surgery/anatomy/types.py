@@ -124,7 +124,10 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Unplaced:
-    """Something attention-like that could not be resolved. A partial reading is never passed off as whole."""
+    """Something that was seen and could not be resolved: an attention, a role of one, a stack of weights.
+
+    A partial reading is never passed off as whole.
+    """
 
     what: str
     where: str

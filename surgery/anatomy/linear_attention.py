@@ -1,0 +1,108 @@
+"""Linear attention: ``query (key^T value)``, the key perhaps behind a softmax or an activation.
+
+Two products without a softmax between them can associate either way. The first one sums over tokens here,
+over channels in ordinary attention; a model uses this form where tokens outnumber the channels of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from surgery.anatomy.attention import Core, is_product, product_operands
+from surgery.anatomy.flow import Flow
+from surgery.anatomy.graph import op_name, shape_of
+from surgery.anatomy.operators import MOVES, NORMS, SCALES
+
+_MATRIX_PRODUCTS = frozenset({"matmul", "bmm"})
+_SOFTMAXES = frozenset({"softmax", "_softmax"})
+_CARRIES = (MOVES | SCALES) - NORMS
+
+
+@dataclass(frozen=True)
+class _Context:
+    """A product of two activations, as it arrives at another product."""
+
+    node: fx.Node
+    transposed: bool
+
+
+def find_linear_attention(flow: Flow) -> list[Core]:
+    """Every linear attention of the graph."""
+    matches = (_match(node, flow) for node in flow.graph.nodes)
+    return [core for core in matches if core is not None]
+
+
+def _match(node: fx.Node, flow: Flow) -> Core | None:
+    if op_name(node) not in _MATRIX_PRODUCTS or not is_product(node, flow):
+        return None
+    left, right = product_operands(node)
+    for context_side, other, on_left in ((left, right, True), (right, left, False)):
+        context = _context_behind(context_side, flow)
+        if context is not None and _context_behind(other, flow) is None:
+            return _core(node, context, other, on_left, flow)
+    return None
+
+
+def _core(
+    node: fx.Node, context: _Context, query: fx.Node, on_left: bool, flow: Flow
+) -> Core | None:
+    first, second = product_operands(context.node)
+    if any(_context_behind(side, flow) is not None for side in (first, second)):
+        return None
+    if _summed(context.node) <= _summed(node):
+        return None
+    # The second product sums over the channels of the key: the side of the context that meets the query.
+    key_last = on_left != context.transposed
+    key, value = (second, first) if key_last else (first, second)
+    query, key, value = operands = [_before_softmax(side) for side in (query, key, value)]
+    if any(not flow.origins(o, through_activations=True).reads for o in operands):
+        return None
+    return Core("linear", context.node, query, key, value, node)
+
+
+def _context_behind(node: fx.Node, flow: Flow) -> _Context | None:
+    """The one product that ``node`` carries, moved and scaled, or None."""
+    found: list[_Context] = []
+    seen, queue = {node}, [_Context(node, transposed=False)]
+    for here in queue:
+        if is_product(here.node, flow):
+            found.append(here)
+            continue
+        if op_name(here.node) not in _CARRIES or here.node in flow.reader.by_node:
+            continue
+        for source in here.node.all_input_nodes:
+            if source not in seen and source in flow.active:
+                seen.add(source)
+                queue.append(
+                    replace(here, node=source, transposed=here.transposed != _flips(here.node))
+                )
+    return found[0] if len(found) == 1 else None
+
+
+def _flips(node: fx.Node) -> bool:
+    """Whether the node exchanges the last two dimensions."""
+    name, dims = op_name(node), len(shape_of(node))
+    if name in {"mT", "t"}:
+        return True
+    if name in {"transpose", "swapaxes"}:
+        return {int(d) % dims for d in node.args[1:3] if isinstance(d, int)} == {dims - 1, dims - 2}
+    if name == "permute" and isinstance(node.args[1], list | tuple):
+        return tuple(node.args[1][-2:]) in {(dims - 1, dims - 2), (-1, -2)}
+    return False
+
+
+def _summed(product: fx.Node) -> int:
+    """Length of the dimension that a matrix product sums over."""
+    return shape_of(product_operands(product)[0])[-1]
+
+
+def _before_softmax(node: fx.Node) -> fx.Node:
+    """What a softmax on the way to ``node`` was taken of."""
+    current = node
+    while op_name(current) in _CARRIES | _SOFTMAXES and current.all_input_nodes:
+        if op_name(current) in _SOFTMAXES:
+            return current.all_input_nodes[0]
+        current = current.all_input_nodes[0]
+    return node

@@ -1,0 +1,37 @@
+"""Stacked weights: the matrices of many experts or groups in one parameter, multiplied by ``bmm`` or a grouped product.
+
+No projection can name their rows, so they are told rather than passed over.
+"""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from surgery.anatomy.flow import Flow
+from surgery.anatomy.graph import op_name
+from surgery.anatomy.operators import CONVOLUTIONS, MOVES, SCALES
+
+# Every library writes its own grouped product: whatever neither moves, scales nor convolves is one.
+_OTHERWISE = MOVES | SCALES | CONVOLUTIONS | {"embedding"}
+
+
+def stacked_weights(flow: Flow, model: nn.Module) -> dict[str, fx.Node]:
+    """The first product that reads each parameter of three dimensions or more, by parameter name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    stacks = {name for name, p in parameters.items() if sum(size > 1 for size in p.shape) > 2}
+    found: dict[str, fx.Node] = {}
+    for node in flow.graph.nodes:
+        if op_name(node) in _OTHERWISE or node in flow.reader.by_node:
+            continue
+        for operand in node.all_input_nodes:
+            name = _parameter_behind(operand, flow)
+            if name is not None and name in stacks:
+                found.setdefault(name, node)
+    return found
+
+
+def _parameter_behind(node: fx.Node, flow: Flow) -> str | None:
+    """The parameter that ``node`` shows a part of: its first source through moves, indexing included."""
+    while node.op == "call_function" and op_name(node) in MOVES and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return flow.graph.tensor_name(node)

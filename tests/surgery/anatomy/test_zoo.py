@@ -1,0 +1,76 @@
+"""A sample of the zoo, read and verified in full; ``python -m benchmarks.zoo`` examines all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import surgery
+from benchmarks.zoo.examine import enliven
+from benchmarks.zoo.shorten import shorten
+from benchmarks.zoo.transformers_zoo import Transformers
+
+SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+TIMM: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": SMALL | {"img_size": 64},
+    "vit_small_patch14_reg4_dinov2": SMALL | {"img_size": 56},
+    "vit_small_patch16_dinov3": SMALL | {"img_size": 64},
+    "vit_base_patch16_siglip_224": SMALL | {"img_size": 64},
+    "vit_relpos_small_patch16_224": SMALL | {"img_size": 64},
+    "beit_base_patch16_224": SMALL | {"img_size": 64},
+    "eva02_base_patch14_224": SMALL | {"img_size": 56},
+    "deit3_small_patch16_224": SMALL | {"img_size": 64},
+    "cait_xxs24_224": SMALL | {"img_size": 64},
+    "convit_tiny": SMALL,
+    "xcit_nano_12_p16_224": SMALL,
+    "botnet26t_256": {},
+    "coat_lite_tiny": {},
+    "efficientvit_b0": {},
+    "efficientformerv2_s0": {},
+    "hiera_tiny_224": {"stages": (1, 1, 1, 1)},
+    "levit_128s": {},
+    "lowformer_b0": {},
+    "mobilevit_xxs": {},
+    "pvt_v2_b0": {},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (2, 2), "num_heads": (1, 2)},
+    "swinv2_tiny_window8_256": {"embed_dim": 24, "depths": (2, 2), "num_heads": (1, 2)},
+    "tnt_s_legacy_patch16_224": {"depth": 2},
+    "tiny_vit_5m_224": {},
+}
+SIZES = {"efficientvit_b0": 192, "pvt_v2_b0": 64, "mobilevit_xxs": 64}
+TYPES = """
+    afmoe albert axk1 bart bert bigbird_pegasus blip bloom bridgetower canine clip clip_vision_model cohere2
+    convbert deberta-v2 deepseek_v3 deit detr diffllama distilbert falcon gemma2 gpt2 gpt_neox gpt_oss
+    gptj jamba llama llava mistral mixtral modernbert mpnet olmoe opt phi3 qwen2 qwen3_moe siglip t5 vit
+    whisper xlm-roberta
+""".split()  # noqa: SIM905
+
+
+def check(model: torch.nn.Module, inputs: Any = None) -> None:
+    """Every attention that runs is read, every claim is seen to hold, no role is left open."""
+    anatomy = surgery.read(model, inputs)
+    outcome = surgery.verify(model, anatomy, inputs)
+    unplaced = [u for u in anatomy.unplaced if u.what != "stacked weights"]
+    assert outcome.run > 0 and not unplaced, unplaced
+    assert outcome.proved, outcome.to_dict()
+
+
+@pytest.mark.parametrize("name", sorted(TIMM))
+def test_timm(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, **TIMM[name])
+    shorten(model)
+    enliven(model)
+    size = SIZES.get(name)
+    check(model, torch.rand(2, 3, size, size) if size else None)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_transformers(kind: str) -> None:
+    torch.manual_seed(0)
+    specimen = Transformers().build(kind)
+    enliven(specimen.model)
+    check(specimen.model, specimen.inputs)
