@@ -5,6 +5,7 @@ surgery.plan(model, policy)                  what would be done, before anything
 surgery.apply(model, policy="vit-attn-qv")   in place; only adapters and the policy's extras train
 surgery.fold(model)                          the plain model again, weights folded
 surgery.undo(model)                          the model as it was, bit for bit
+surgery.fold_checkpoint(folder, adapter, new) folded on disk, shard by shard, without the model
 surgery.save(model, path), surgery.load(model, path)
 surgery.save_picture(path, anatomy, plan)    the anatomy as one HTML page
 """

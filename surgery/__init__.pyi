@@ -5,8 +5,10 @@ from . import checkpoint as checkpoint
 from . import errors as errors
 from . import groups as groups
 from . import integrations as integrations
+from . import on_disk as on_disk
 from . import operations as operations
 from . import picture as picture
+from . import shards as shards
 from . import training as training
 from .anatomy.read import read as read
 from .anatomy.types import Access as Access
@@ -26,12 +28,15 @@ from .errors import PlanError as PlanError
 from .errors import PolicyError as PolicyError
 from .errors import StateError as StateError
 from .errors import SurgeryError as SurgeryError
+from .on_disk import FoldedCheckpoint as FoldedCheckpoint
+from .on_disk import fold_checkpoint as fold_checkpoint
 from .operations.apply import apply as apply
 from .operations.fold import FoldReport as FoldReport
 from .operations.fold import fold as fold
 from .operations.plan import Operation as Operation
 from .operations.plan import Plan as Plan
 from .operations.planner import plan as plan
+from .operations.product import set_contraction as set_contraction
 from .operations.summary import Summary as Summary
 from .operations.summary import summary as summary
 from .operations.undo import undo as undo

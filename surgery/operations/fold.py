@@ -132,7 +132,7 @@ class _Sum:
         live, original = self.module.base(p.parameter), self.module.original(p.parameter)
         exact = dict(self.module.grafts())[p.parameter].exact(live)
         value = rounded(exact, live.dtype)
-        _check_finite(p.weight_name, exact, value)
+        check_finite(p.weight_name, exact, value)
         costs = list(self._costs(exact, value, as_matrix(original, p.layout).to(exact)))
         return live, as_weight(value, p.layout, live.shape), costs
 
@@ -161,7 +161,12 @@ def _sums(model: nn.Module, plan: Plan) -> list[_Sum]:
     return sums
 
 
-def _check_finite(name: str, exact: Tensor, value: Tensor) -> None:
+def check_finite(name: str, exact: Tensor, value: Tensor) -> None:
+    """Refuse a folded weight that is not finite.
+
+    Raises:
+        StateError: It says whether the sum is to blame, or the range of the dtype.
+    """
     if value.isfinite().all():
         return
     if exact.isfinite().all():

@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.types import Projection
 from surgery.operations.adapted import Adapted
 from surgery.operations.checks import owner_of
 from surgery.operations.plan import Operation, Plan
@@ -21,9 +22,12 @@ def fingerprint(model: nn.Module, operation: Operation) -> str:
     """
     projection = operation.projection
     owner = owner_of(model, projection)
-    rows = take(
-        as_matrix(_original(owner, projection.parameter), projection.layout), projection.rows
-    )
+    return fingerprint_of(_original(owner, projection.parameter), projection)
+
+
+def fingerprint_of(weight: Tensor, projection: Projection) -> str:
+    """The same of a weight that is in no model, in its own layout."""
+    rows = take(as_matrix(weight, projection.layout), projection.rows)
     return f"{str(rows.dtype).removeprefix('torch.')}:{_sha256(rows)}"
 
 
