@@ -90,6 +90,8 @@ def fuse(captured: Captured, model: nn.Module, patterns: Sequence[SitePattern] =
         patterns: What to fuse a site to; the first that matches is taken.
     """
     program = captured.program
+    # Averaged attention weights that nobody asked for would look like a second reader.
+    program.graph.eliminate_dead_code()
     graph = Graph(program)
     cores, missed = find_cores(Flow(graph, LinearReader(graph, model)))
     found = [(core.node, _match(core, graph, captured.inputs, patterns)) for core in cores]

@@ -82,6 +82,10 @@ class AttentionPattern:
             return scores
         if scores.factors:
             return Refusal("the scores are scaled head by head")
+        if len(shape_of(scores.result)) != 4:
+            return Refusal(
+                f"the result has shape {shape_of(scores.result)}: no dimension for heads"
+            )
         gathered = trace_result(scores.result, graph)
         if isinstance(gathered, Refusal):
             return gathered

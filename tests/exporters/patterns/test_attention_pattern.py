@@ -102,6 +102,15 @@ class Rolled(Site):
         return [q, k.view(k.shape[0], k.shape[1], -1, 3).transpose(1, 2).reshape(k.shape), v]
 
 
+class Batched(Spelled):
+    """Heads folded into the batch."""
+
+    def attend(self, q, k, v, **_):
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        attended = torch.bmm(self.scores(q, k).softmax(-1), v)
+        return attended.unflatten(0, (-1, self.heads))
+
+
 class WrongAxis(Spelled):
     def attend(self, q, k, v, **_):
         return self.scores(q, k).softmax(-2) @ v
@@ -150,6 +159,7 @@ class Leaking(Site):
         (QueryNorm(2, 3), "query passes through layer_norm"),
         (Cross(), "cross attention"),
         (Rolled(2, 3), "key is not a plain arrangement"),
+        (Batched(2, 3), "no dimension for heads"),
         (WrongAxis(2, 3), "the softmax runs over dimension -2"),
         (Watched(2, 3), "the attention probabilities are read more than once"),
         (Gated(2, 3), "scores pass through tanh"),
