@@ -6,10 +6,12 @@ import copy
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from torch import nn
 
+import exporters
 import surgery
 from surgery import adapters
 from surgery.adapter_file import read_file
@@ -107,6 +109,34 @@ def _folds(model: nn.Module, case: Case, tally: Tally) -> None:
         tally["weights folded"] += total.size
     if case.dtype is torch.float32:
         torch.testing.assert_close(model(case.inputs()), adapted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_it_leaves_as_verified_onnx(tally: Tally) -> None:
+    """An adapted model is exported and stays as it is; what does not verify is not delivered."""
+
+    @examples(2)
+    @given(cases())
+    def holds(case: Case) -> None:
+        model, x = case.model().float(), inputs(case.architecture)
+        surgery.apply(model, case.policy, example_inputs=x, seed=0)
+        before = photograph(model)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "m.onnx"
+            report = _exported(model, path, x)
+            assert path.exists() is (report is not None)
+            tally["exports" if report else "exports refused"] += 1
+        assert photograph(model) == before
+        tally["cases"] += 1
+
+    holds()
+
+
+def _exported(model: nn.Module, path: Path, x: torch.Tensor) -> exporters.ExportReport | None:
+    try:
+        return exporters.to_onnx(model, path, example_inputs=x)
+    except exporters.VerificationError:
+        return None
 
 
 def test_every_kind_is_among_the_cases() -> None:

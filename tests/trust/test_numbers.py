@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import surgery
+from benchmarks.switching import switched
 from surgery.operations.adapted import adapters_of
 from tests.trust.architectures import build, inputs
 from tests.trust.conftest import Tally
@@ -164,45 +165,6 @@ def test_a_fold_and_a_fold_of_the_opposite_come_home(tally: Tally) -> None:
     now = model.stack[0].mixer.packed.weight.detach()
     steps = (now - start).abs() / torch.finfo(torch.float32).eps / start.abs().clamp_min(0.01)
     assert float(steps.mean()) < 2 * cycles**0.5
-
-
-def switched(switches: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, list[float]]:
-    """|base - exact| / |exact| after each switch: ours, and a weight that is updated in place.
-
-    The naive implementation does what reads natural: at a switch it adds B A of the fused pairs to
-    the weight and subtracts that of the newborn, in the dtype of the weight.
-    """
-    torch.manual_seed(0)
-    width, rank = 416, 2
-    model = nn.Sequential(nn.Linear(width, width, bias=False)).to(dtype)
-    original = model[0].weight.detach().double()
-    policy = {"select": [{"modules": ["0"]}]}
-    options = {
-        "adapter": "srlora",
-        "rank": rank,
-        "gamma": 1.0,
-        "target_rank": rank * (switches + 1),
-    }
-    surgery.apply(
-        model, policy, example_inputs=torch.zeros(2, width, dtype=dtype), seed=0, **options
-    )
-    ((_, adapter),) = adapters_of(model)
-    naive = model[0].base("weight").detach().clone()
-    curve: dict[str, list[float]] = {"ours": [], "naive": []}
-    for _ in range(switches):
-        with torch.no_grad():
-            for p in adapter.parameters():
-                p.add_(0.05 * torch.randn_like(p))
-            fused = adapter.delta(torch.float32)
-            assert len(adapter.recompose()) == rank
-            naive += fused.to(dtype)
-            naive -= adapter.delta(torch.float32).to(dtype)
-        model[0].refresh_base()
-        c, d = adapter.correction()
-        exact = original + c.double() @ d.double()
-        for name, weight in (("ours", model[0].base("weight")), ("naive", naive)):
-            curve[name].append(float((weight.double() - exact).norm() / exact.norm()))
-    return curve
 
 
 def test_switches_do_not_add_up_errors_in_bfloat16(tally: Tally) -> None:
