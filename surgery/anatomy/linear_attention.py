@@ -17,6 +17,9 @@ from surgery.anatomy.operators import MOVES, NORMS, SCALES
 
 _MATRIX_PRODUCTS = frozenset({"matmul", "bmm"})
 _SOFTMAXES = frozenset({"softmax", "_softmax"})
+# A state that a recurrence decays, adds to or gathers (Mamba, delta rules) is no context.
+_DIRECT = frozenset({"transpose", "permute", "mT", "t", "swapaxes", "to", "_to_copy", "contiguous",
+                     "clone", "expand", "view", "reshape", "_unsafe_view", "alias", "detach"})  # fmt: skip
 _CARRIES = (MOVES | SCALES) - NORMS
 
 
@@ -39,7 +42,7 @@ def _match(node: fx.Node, flow: Flow) -> Core | None:
         return None
     left, right = product_operands(node)
     for context_side, other, on_left in ((left, right, True), (right, left, False)):
-        context = _context_behind(context_side, flow)
+        context = _context_behind(context_side, flow, _DIRECT)
         if context is not None and _context_behind(other, flow) is None:
             return _core(node, context, other, on_left, flow)
     return None
@@ -62,15 +65,17 @@ def _core(
     return Core("linear", context.node, query, key, value, node)
 
 
-def _context_behind(node: fx.Node, flow: Flow) -> _Context | None:
-    """The one product that ``node`` carries, moved and scaled, or None."""
+def _context_behind(
+    node: fx.Node, flow: Flow, carries: frozenset[str] = _CARRIES
+) -> _Context | None:
+    """The one product that ``node`` carries through ``carries``, or None."""
     found: list[_Context] = []
     seen, queue = {node}, [_Context(node, transposed=False)]
     for here in queue:
         if is_product(here.node, flow):
             found.append(here)
             continue
-        if op_name(here.node) not in _CARRIES or here.node in flow.reader.by_node:
+        if op_name(here.node) not in carries or here.node in flow.reader.by_node:
             continue
         for source in here.node.all_input_nodes:
             if source not in seen and source in flow.active:

@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 _PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"})
 _SOFTMAXES = frozenset({"softmax", "_softmax"})
+# A state that a recurrence decays, adds to or gathers (Mamba, delta rules) is no context of linear attention.
+_CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone"})
 _OPAQUE = frozenset({"linear", "conv1d", "conv2d", "layer_norm", "group_norm", "embedding"})
 
 
@@ -41,6 +43,7 @@ class _Trace:
     probabilities: tuple[Tensor, Tensor] | None = None
     softened: Tensor | None = None
     flipped: bool = False
+    direct: bool = True
 
 
 @dataclass
@@ -96,8 +99,10 @@ class AttentionWatch(TorchFunctionMode):
         trace = traces[0]
         if name in _SOFTMAXES and trace.scores is not None:
             trace = _Trace(probabilities=_by_role(trace.scores, args, kwargs, result))
-        elif _flips(name, tensors[0], result, args):
+        elif _flips(name, tensors[0], args):
             trace = replace(trace, flipped=not trace.flipped)
+        elif name not in _CASTS:
+            trace = replace(trace, direct=False)
         self._set(result, trace)
 
     def _product(self, name: str, tensors: list[Tensor], result: Tensor) -> None:
@@ -121,6 +126,8 @@ class AttentionWatch(TorchFunctionMode):
         (index,) = contexts
         scores = traces[index].scores
         assert scores is not None
+        if not traces[index].direct:
+            return False
         made_of_products = any((self._trace(s) or _Trace()).scores is not None for s in scores)
         if made_of_products or scores[0].shape[-1] <= operands[0].shape[-1]:
             return False
@@ -171,7 +178,7 @@ def _operands(names: tuple[str, ...], args: Any, kwargs: Any) -> tuple[Tensor, T
     return found[0], found[1], found[2]
 
 
-def _flips(name: str, source: Tensor, result: Tensor, args: Any) -> bool:
+def _flips(name: str, source: Tensor, args: Any) -> bool:
     """Whether the last two dimensions were exchanged."""
     if name == "t":
         return True

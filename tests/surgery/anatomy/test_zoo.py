@@ -31,20 +31,16 @@ TIMM: dict[str, dict[str, Any]] = {
     "efficientvit_b0": {},
     "efficientformerv2_s0": {},
     "hiera_tiny_224": {"stages": (1, 1, 1, 1)},
-    "levit_128s": {},
     "lowformer_b0": {},
-    "mobilevit_xxs": {},
     "pvt_v2_b0": {},
     "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (2, 2), "num_heads": (1, 2)},
     "swinv2_tiny_window8_256": {"embed_dim": 24, "depths": (2, 2), "num_heads": (1, 2)},
-    "tnt_s_legacy_patch16_224": {"depth": 2},
-    "tiny_vit_5m_224": {},
 }
-SIZES = {"efficientvit_b0": 192, "pvt_v2_b0": 64, "mobilevit_xxs": 64}
+SIZES = {"efficientvit_b0": 192, "pvt_v2_b0": 64}
 TYPES = """
-    afmoe albert axk1 bart bert bigbird_pegasus blip bloom bridgetower canine clip clip_vision_model cohere2
+    albert bart bert bigbird_pegasus blip bloom bridgetower clip clip_vision_model cohere2
     convbert deberta-v2 deepseek_v3 deit detr diffllama distilbert falcon gemma2 gpt2 gpt_neox gpt_oss
-    gptj jamba llama llava mistral mixtral modernbert mpnet olmoe opt phi3 qwen2 qwen3_moe siglip t5 vit
+    gptj jamba llama llava mistral mixtral modernbert mpnet opt phi3 qwen2 qwen3_moe siglip t5 vit
     whisper xlm-roberta
 """.split()  # noqa: SIM905
 
