@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
+from surgery.anatomy.types import Rows
 from surgery.errors import StateError
 from surgery.operations import render
 from surgery.operations.adapted import Adapted
@@ -133,14 +134,16 @@ class _Sum:
         exact = dict(self.module.grafts())[p.parameter].exact(live)
         value = rounded(exact, live.dtype)
         check_finite(p.weight_name, exact, value)
-        costs = list(self._costs(exact, value, as_matrix(original, p.layout).to(exact)))
+        costs = list(self._costs(exact, value, as_matrix(original, p.layout)))
         return live, as_weight(value, p.layout, live.shape), costs
 
     def _costs(self, exact: Tensor, value: Tensor, original: Tensor) -> Iterator[FoldedProjection]:
         for operation in self.operations:
             rows = operation.projection.rows
-            own, error = take(exact, rows), take(value - exact, rows).norm()
-            drift, update = error / own.norm(), error / (own - take(original, rows)).norm()
+            own = _rows(exact, rows)
+            before = _rows(original, rows).to(own)
+            error = (_rows(value, rows) - own).norm()
+            drift, update = error / own.norm(), error / (own - before).norm()
             yield FoldedProjection(
                 name=operation.name,
                 role=str(operation.projection.role),
@@ -159,6 +162,13 @@ def _sums(model: nn.Module, plan: Plan) -> list[_Sum]:
         assert isinstance(module, Adapted)
         sums.append(_Sum(module, tuple(operations)))
     return sums
+
+
+def _rows(matrix: Tensor, rows: Rows) -> Tensor:
+    """The given rows, as a view where they are one run."""
+    if len(rows) == 1 and rows[0][2] == 1:
+        return matrix[rows[0][0] : rows[0][1]]
+    return take(matrix, rows)
 
 
 def check_finite(name: str, exact: Tensor, value: Tensor) -> None:

@@ -125,9 +125,22 @@ class Graft(nn.ModuleDict):
         base = live.detach() if self.original is None else self.original
         # Apple's accelerator has no float64.
         device = torch.device("cpu") if live.device.type == "mps" else live.device
-        total = self._plus_corrections(base.to(device=device, dtype=torch.float64))
-        deltas = [(slot, adapter.delta(torch.float64)) for slot, adapter in self.adapters()]
-        return as_matrix(total, self.layout) + self._spread(deltas, 0).to(total)
+        total = as_matrix(base.to(device, torch.float64, copy=True), self.layout)
+        for slot, adapter in self.adapters():
+            correction = adapter.correction()
+            if correction is not None:
+                c, d = (factor.detach().to(total) for factor in correction)
+                self._add(total, slot, c @ d)
+            self._add(total, slot, adapter.delta(torch.float64).to(total))
+        return total
+
+    def _add(self, total: Tensor, slot: str, part: Tensor) -> None:
+        """Add to the rows of one adapter in place; the other rows keep their bits."""
+        where = self._blocks[slot]
+        for block, piece in zip(where, part.split([b.size for b in where]), strict=True):  # type: ignore[no-untyped-call]
+            grid = total.unflatten(0, (block.count, block.period))
+            rows = grid.narrow(1, block.start, block.length)
+            rows += piece.unflatten(0, (block.count, block.length))
 
     def _plus_corrections(self, weight: Tensor) -> Tensor:
         parts: list[tuple[str, Tensor]] = []
