@@ -24,6 +24,9 @@ aten = torch.ops.aten
 def insert(captured: Captured, learned: Learned) -> None:
     """Add ``x A B`` to every product with an adapted weight, in place.
 
+    What else trained gets random values until :func:`expose`: a fresh head's bias is zero, and the
+    exporter drops what adds nothing.
+
     Raises:
         ExportError: If the graph reads an adapted weight in another way.
     """
@@ -40,6 +43,9 @@ def insert(captured: Captured, learned: Learned) -> None:
                 total = rewriter.node(aten.add.Tensor, linear, delta)
             total.meta = dict(linear.meta)
             linear.replace_all_uses_with(total, delete_user_cb=lambda user, t=total: user is not t)  # type: ignore[misc]
+    for name, value in learned.untrained.items():
+        random = torch.nn.Parameter(torch.randn_like(value), requires_grad=False)
+        captured.program.state_dict[name] = random
     rewriter.finish()
 
 
@@ -71,9 +77,10 @@ def expose(model: ir.Model, learned: Learned) -> None:
         _empty(down, ir.Shape([a.shape[1], rank]))
         _empty(up, ir.Shape([rank, b.shape[0]]))
         graph.inputs.extend([down, up])
-    for name in learned.values:
+    for name, value in learned.untrained.items():
         if name not in graph.initializers:
             raise unhookable(name, "it was folded into another constant of the graph")
+        graph.initializers[name].const_value = ir.tensor(value.numpy(), name=name)
         graph.inputs.append(graph.initializers[name])
 
 

@@ -32,12 +32,14 @@ class Learned:
     Attributes:
         factors: Change of each adapted weight, by the weight's name.
         values: What else trained, by its name: a head, norms.
+        untrained: The same, as it was in the base.
         base: Identifies the base weights under the adapters.
         adapted: A copy with everything folded in: what file and adapter must compute together.
     """
 
     factors: dict[str, Factors]
     values: dict[str, Tensor]
+    untrained: dict[str, Tensor]
     base: int
     adapted: nn.Module
 
@@ -77,8 +79,10 @@ def split(model: nn.Module) -> tuple[Plain, Learned]:
     folded = copy.deepcopy(adapted).cpu().float()
     fold(folded)
     note = f"the adapters of policy {plan.policy.name} are in a file of their own"
-    identity = _identity(dict(base.named_parameters()), factors)
-    learned = Learned(factors, values, identity, folded.eval())
+    originals = dict(base.named_parameters())
+    untrained = {name: originals[name].detach() for name in values}
+    identity = _identity(originals, factors)
+    learned = Learned(factors, values, untrained, identity, folded.eval())
     return Plain(base, [plan.policy.model_dump(mode="json")], (note,)), learned
 
 

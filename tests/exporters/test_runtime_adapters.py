@@ -47,6 +47,7 @@ def check(session: exporters.AdapterSession, adapter: str | None, model: nn.Modu
 def served(build, tmp_path) -> tuple[nn.Module, nn.Module, Path]:
     """The base, an adapted copy, and the files of it."""
     base = build("vit")
+    nn.init.zeros_(base.head.bias)  # as a fresh head has it
     adapted = adapt(base, seed=1, adapter="srlora", rank=2)
     exporters.to_onnx(adapted, tmp_path / "model.onnx", target="portable", adapters="runtime")
     return base, adapted, tmp_path
