@@ -59,8 +59,13 @@ def options_of(kind: str) -> tuple[str, ...]:
 
     They are those of its class and, as long as it hands others on (``**options``), of what it extends.
     """
+    return _options_of(get(kind))
+
+
+@functools.cache
+def _options_of(kind: type[Adapter]) -> tuple[str, ...]:
     found: dict[str, None] = {}
-    for cls in get(kind).__mro__:
+    for cls in kind.__mro__:
         if "__init__" not in vars(cls):
             continue
         parameters = inspect.signature(cls).parameters.values()

@@ -92,6 +92,8 @@ def as_weight(matrix: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
 
 def take(matrix: Tensor, rows: Rows) -> Tensor:
     """The given rows of an ``(out, in)`` matrix, as a copy."""
+    if len(rows) == 1 and rows[0][2] == 1:
+        return matrix[rows[0][0] : rows[0][1]].clone()
     return matrix.index_select(0, torch.tensor(indices(rows), device=matrix.device))
 
 
