@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ def switched(switches: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, li
     model = nn.Sequential(nn.Linear(width, width, bias=False)).to(dtype)
     original = model.get_parameter("0.weight").detach().double()
     policy = {"select": [{"modules": ["0"]}]}
-    options = {
+    options: dict[str, Any] = {
         "adapter": "srlora",
         "rank": rank,
         "gamma": 1.0,
