@@ -1,0 +1,164 @@
+"""Every way of writing a projection or an attention, hand-written, read exactly and verified."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import surgery
+from policies.roles import Role
+from surgery.anatomy.types import Rows
+
+WIDTH = 16
+
+
+class Attention(nn.Module):
+    """A fused qkv and an output projection; subclasses write what lies between in their own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.attend(*self.qkv(x).chunk(3, -1)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class Baddbmm(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=1.0, alpha=0.25)
+        return torch.bmm(scores.softmax(-1), v)
+
+
+class Factorised(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q @ (k.softmax(1).transpose(1, 2) @ v)
+
+
+class Linear(Attention):
+    """Channels first: the context is the left factor."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = q.relu().mT, k.relu().mT, v.mT
+        return ((v @ k.mT) @ q).mT
+
+
+class Autocast(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return (q.float() @ k.float().mT).softmax(-1) @ v.float()
+
+
+class RelativePosition(Attention):
+    """A product of the query with a table inside the scores is no other layer that it feeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(WIDTH, 24))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT + q @ self.table).softmax(-1) @ v
+
+
+class Activated(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v.sigmoid())
+
+
+class PointwiseTwice(Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv: Any = nn.Conv1d(WIDTH, 3 * WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.mT).chunk(3, 1)
+        return self.out(self.attend(q.mT, k.mT, v.mT))
+
+
+def thirds() -> dict[Role, Rows]:
+    roles = (Role.QUERY, Role.KEY, Role.VALUE)
+    return {role: ((i * WIDTH, (i + 1) * WIDTH, 1),) for i, role in enumerate(roles)}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Attention, Baddbmm, Factorised, Linear, Autocast, RelativePosition, Activated, PointwiseTwice],
+)
+def test_each_way_is_read_exactly_and_proved(kind: type[Attention]) -> None:
+    torch.manual_seed(0)
+    model, inputs = kind(), torch.randn(2, 24, WIDTH)
+    anatomy = surgery.read(model, inputs)
+    (site,) = anatomy.sites
+    assert {p.role: p.rows for p in site.projections if p.module == "qkv"} == thirds()
+    assert [p.weight_name for p in site.role(Role.ATTENTION_OUTPUT)] == ["out.weight"]
+    assert not anatomy.unplaced
+    assert surgery.verify(model, anatomy, inputs).proved
+
+
+class Latent(nn.Module):
+    """Latent attention: rows of ``down`` go to the key at once, the others through ``up``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.down = nn.Linear(WIDTH, 12), nn.Linear(WIDTH, 12)
+        self.up, self.out = nn.Linear(8, 8 + WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        latent, rotary = self.down(x).split([8, 4], -1)
+        key, value = self.up(F.layer_norm(latent, (8,))).split([8, WIDTH], -1)
+        key = torch.cat([key, rotary], -1)
+        return self.out(F.scaled_dot_product_attention(self.query(x), key, value))
+
+
+def test_latent_attention_shares_one_weight_by_rows() -> None:
+    model, inputs = Latent(), torch.randn(2, 24, WIDTH)
+    anatomy = surgery.read(model, inputs)
+    keys = {p.module: p.rows for p in anatomy.sites[0].role(Role.KEY)}
+    assert keys == {"down": ((8, 12, 1),), "up": ((0, 8, 1),)} and not anatomy.unplaced
+    assert surgery.verify(model, anatomy, inputs).proved
+
+
+class SharedKeyValue(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kv = self.kv(x)
+        return self.out(F.scaled_dot_product_attention(self.q(x), kv, kv))
+
+
+def test_rows_that_are_key_and_value_at_once_are_proved_as_both() -> None:
+    model, inputs = SharedKeyValue(), torch.randn(2, 24, WIDTH)
+    anatomy = surgery.read(model, inputs)
+    (site,) = anatomy.sites
+    assert site.role(Role.KEY)[0].module == site.role(Role.VALUE)[0].module == "kv"
+    assert surgery.verify(model, anatomy, inputs).proved
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(3, WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x, self.weights)
+
+
+def test_stacked_weights_are_told() -> None:
+    (unplaced,) = surgery.read(Experts(), torch.randn(3, 5, WIDTH)).unplaced
+    assert unplaced.what == "stacked weights" and "weights" in unplaced.why
+
+
+def test_what_moves_nothing_is_unseen_and_not_refuted() -> None:
+    model = Attention()
+    model.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+    inputs = torch.zeros(2, 24, WIDTH)
+    outcome = surgery.verify(model, surgery.read(model, inputs), inputs)
+    assert len(outcome.unseen) == 3 and not outcome.refuted and not outcome.proved
