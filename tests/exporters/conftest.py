@@ -58,6 +58,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
         hf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=60, bos_token_id=1, eos_token_id=2)
     ),
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_TEXT, num_key_value_heads=1)),
+    "hf-beit": lambda: hf.BeitModel(hf.BeitConfig(**_IMAGE, use_relative_position_bias=True)),
     "siglip-vision": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**_IMAGE)),
     "t5": lambda: hf.T5Model(
         hf.T5Config(d_model=32, num_layers=1, d_kv=16, num_heads=2, d_ff=64, vocab_size=60)

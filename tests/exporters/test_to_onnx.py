@@ -17,7 +17,7 @@ import surgery.operations.apply as operations
 from exporters.fuse import Site
 from exporters.inputs import collect
 
-FUSED = {"dinov2": 2, "beit": 2, "swin": 3, "hf-vit": 2, "bert": 2, "gpt2": 2}
+FUSED = {"dinov2": 2, "beit": 2, "swin": 3, "hf-vit": 2, "hf-beit": 2, "bert": 2, "gpt2": 2}
 FUSED_TOO = {"vit": 2, "deit3": 2, "clip-vision": 2, "clip-text": 2, "albert": 2}
 SCORES_FUSED = {"siglip-vision": 1, "llama": 2, "eva02": 2, "t5": 1}
 

@@ -189,12 +189,6 @@ class CausalCross(Cross):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-class FiveDimensions(Site):
-    def attend(self, q, k, v, **_):
-        q, k, v = (x[:, None] for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v)[:, 0]
-
-
 @pytest.mark.parametrize(
     ("site", "reason"),
     [
@@ -202,7 +196,6 @@ class FiveDimensions(Site):
         (Watched(2, 3), "the attention probabilities are read more than once"),
         (Capped(2, 3), "scores pass through tanh"),
         (CausalCross(), "a causal mask over 3 queries and 5 keys"),
-        (FiveDimensions(2, 3), "5 dimensions"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
