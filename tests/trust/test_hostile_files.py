@@ -424,7 +424,7 @@ def test_peft_checkpoints_of_other_shapes(checkpoint: Path, tmp_path: Path, tall
             facts[key] = data.draw(JSON | st.just({"(a+)+": 1, "(.*)*$": 2}))
         else:
             name = data.draw(st.sampled_from(names))
-            shape = data.draw(st.lists(st.sampled_from([0, 1, 2, 8, 24, 300]), max_size=4))
+            shape = data.draw(st.lists(st.sampled_from([0, 1, 2, 8, 24, 99]), max_size=3))
             dtype = data.draw(
                 st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool])
             )
