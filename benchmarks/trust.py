@@ -66,7 +66,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         sections = list(pool.map(lambda name: run(name, options.scale), SECTIONS))
     curve = switched(200)
-    Console().print(table(sections))
+    Console(width=140).print(table(sections))
     print(
         "200 switches in bfloat16, |base - exact| / |exact|:",
         ", ".join(f"{name} {values[-1]:.1e}" for name, values in curve.items()),

@@ -43,7 +43,7 @@ def make_adapter(operation: Operation, device: torch.device | str) -> Adapter:
     except SurgeryError as error:
         named, where = type(error), error.where or operation.name
         raise named(error.what, where=where, why=error.why, remedy=error.remedy) from None
-    except Exception as error:  # an option of another type, or what another package's adapter does
+    except (TypeError, ValueError, ArithmeticError) as error:  # an option that makes no sense
         raise PolicyError(
             f"an adapter {spec.kind!r} cannot be made",
             where=operation.name,
