@@ -44,7 +44,8 @@ class Block(nn.Module):
             m(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for m in (self.q, self.k, self.v)
         )
         x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.down(F.silu(self.gate(x)) * self.up(x))
+        y: Tensor = x + self.down(F.silu(self.gate(x)) * self.up(x))
+        return y
 
 
 class Stack(nn.Module):
@@ -91,7 +92,7 @@ def write(folder: Path, blocks: int) -> None:
     example = torch.zeros(2, 4, WIDTH)
     source = folder / "base"
     source.mkdir()
-    home = {}
+    home: dict[str, str] = {}
     for i, block in enumerate(model.blocks):
         name = f"model-{i:05d}.safetensors"
         state = {f"blocks.{i}.{key}": value for key, value in block.state_dict().items()}
@@ -105,7 +106,7 @@ def write(folder: Path, blocks: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.01
+                parameter.add_(0.01)
     surgery.save(model, folder / "adapter")
 
 

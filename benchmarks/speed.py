@@ -223,19 +223,19 @@ def operations(subject: Subject, anatomy: surgery.Anatomy, rounds: int) -> dict[
 
     for _ in range(rounds):
         model = subject.make()
-        note("plan + apply", lambda m=model: surgery.apply(m, lora, anatomy=anatomy))  # type: ignore[misc]
-        note("undo", lambda m=model: surgery.undo(m))  # type: ignore[misc]
-        note("plan + apply, pissa", lambda m=model: surgery.apply(m, pissa, anatomy=anatomy))  # type: ignore[misc]
+        note("plan + apply", partial(surgery.apply, model, lora, anatomy=anatomy))
+        note("undo", partial(surgery.undo, model))
+        note("plan + apply, pissa", partial(surgery.apply, model, pissa, anatomy=anatomy))
         surgery.undo(model)
         surgery.apply(model, lora, anatomy=anatomy)
-        note("fold", lambda m=model: surgery.fold(m))  # type: ignore[misc]
+        note("fold", partial(surgery.fold, model))
         other = subject.make()
-        note("get_peft_model", lambda m=other: with_peft(m, modules, 8))  # type: ignore[misc]
+        note("get_peft_model", partial(with_peft, other, modules, 8))
         fresh = subject.make()
         note(
             "get_peft_model, pissa",
-            lambda m=fresh: with_peft(m, modules, 8, init_lora_weights="pissa"),
-        )  # type: ignore[misc]
+            partial(with_peft, fresh, modules, 8, init_lora_weights="pissa"),
+        )
         wrapped = with_peft(subject.make(), modules, 8)
         note("merge_and_unload", lambda m=wrapped: m.merge_and_unload())  # type: ignore[misc]
     medians = {name: round(statistics.median(times), 4) for name, times in found.items()}

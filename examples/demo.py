@@ -79,8 +79,12 @@ def parse(arguments: Sequence[str] | None) -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--adapter", default="symlora", help="symlora (default), srlora, lora, ...")
-    parser.add_argument("--rank", type=_positive, default=8, help="rank of every adapter (default 8)")
-    parser.add_argument("--steps", type=_positive, default=150, help="optimizer steps (default 150)")
+    parser.add_argument(
+        "--rank", type=_positive, default=8, help="rank of every adapter (default 8)"
+    )
+    parser.add_argument(
+        "--steps", type=_positive, default=150, help="optimizer steps (default 150)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of head, adapters and image order")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "demo-output", metavar="DIR")
     return Options(**vars(parser.parse_args(arguments)))

@@ -53,7 +53,7 @@ class Evaluator:
             raise NotConstantError(node.name)
         if node in self.transparent:
             return self(node.all_input_nodes[0])
-        args = fx.node.map_arg(node.args, self)
+        args: Any = fx.node.map_arg(node.args, self)
         kwargs = fx.node.map_arg(dict(node.kwargs), self)
         if op_name(node) == "_assert_tensor_metadata":
             return None

@@ -138,9 +138,9 @@ class Graft(nn.ModuleDict):
         """Add to the rows of one adapter in place; the other rows keep their bits."""
         where = self._blocks[slot]
         for block, piece in zip(where, part.split([b.size for b in where]), strict=True):  # type: ignore[no-untyped-call]
-            grid = total.unflatten(0, (block.count, block.period))
+            grid = total.view(block.count, block.period, -1)
             rows = grid.narrow(1, block.start, block.length)
-            rows += piece.unflatten(0, (block.count, block.length))
+            rows += piece.reshape(block.count, block.length, -1)
 
     def _plus_corrections(self, weight: Tensor) -> Tensor:
         parts: list[tuple[str, Tensor]] = []

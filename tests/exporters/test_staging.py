@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import exporters
-from exporters import convert
+from exporters import convert, maker
 from exporters.errors import ExportError
 from exporters.staging import stage
 from exporters.verify import Verification
@@ -66,9 +66,7 @@ def test_large_weights_go_to_a_file_of_their_own(large, build, tmp_path):
 def test_a_rejected_file_finds_its_weights_under_their_new_name(
     large, build, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(
-        exporters.export, "verify_file", lambda *_: Verification(problems=["because"])
-    )
+    monkeypatch.setattr(maker, "verify", lambda *_: Verification(problems=["because"]))
     with pytest.raises(exporters.VerificationError, match="because"):
         exporters.to_onnx(build("vit"), tmp_path / "model.onnx", target="portable")
     names = {"model.rejected.onnx", "model.rejected.onnx.data", "model.rejected.json"}

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+import transformers
 
 import surgery
 from benchmarks.zoo.examine import enliven
 from benchmarks.zoo.shorten import shorten
 from benchmarks.zoo.transformers_zoo import Transformers
+from policies import Role
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 TIMM: dict[str, dict[str, Any]] = {
@@ -40,7 +42,7 @@ SIZES = {"efficientvit_b0": 192, "pvt_v2_b0": 64}
 TYPES = """
     albert bart bert bigbird_pegasus blip bloom bridgetower clip clip_vision_model cohere2
     convbert deberta-v2 deepseek_v3 deit detr diffllama distilbert falcon gemma2 gpt2 gpt_neox gpt_oss
-    gptj jamba llama llava mistral mixtral modernbert mpnet opt phi3 qwen2 qwen3_moe siglip t5 vit
+    gptj llama llava mistral mixtral modernbert mpnet opt phi3 qwen2 qwen3_moe siglip t5 vit
     whisper xlm-roberta
 """.split()  # noqa: SIM905
 
@@ -70,3 +72,26 @@ def test_transformers(kind: str) -> None:
     specimen = Transformers().build(kind)
     enliven(specimen.model)
     check(specimen.model, specimen.inputs)
+
+
+def test_a_state_space_layer_beside_attention_is_no_attention() -> None:
+    torch.manual_seed(0)
+    config = transformers.JambaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        num_experts=1,
+        mamba_dt_rank=4,
+        use_mamba_kernels=False,
+    )
+    model = transformers.JambaModel(config).eval()
+    anatomy = surgery.read(model)
+    assert [site.module for site in anatomy.sites] == ["layers.1.self_attn"]
+    mixers = {p.role for p in anatomy.others if ".mamba." in p.module}
+    assert mixers == {Role.OTHER}
+    check(model)
