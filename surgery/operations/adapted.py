@@ -108,11 +108,15 @@ class AdaptedForward(Adapted):
         return output
 
     def _product(self, input: Tensor) -> Tensor | None:
-        """The output in one product, where the module is linear and its adapters are."""
+        """The output in one product, where the module is linear and its adapters are.
+
+        Not for ``Conv1D``: its own kernel differs from this one in the last bit, and adapters that start
+        at zero change no bit.
+        """
         if len(self.adapters) != 1 or self.composed:
             return None
         ((name, graft),) = self.grafts()
-        if graft.layout is Layout.CONV:
+        if graft.layout is not Layout.OUT_IN:
             return None
         return graft.product(input, self.base(name), self._parameters.get("bias"))
 
