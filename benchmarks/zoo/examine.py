@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import surgery
+from benchmarks.record import RESULTS
 from benchmarks.zoo.record import NONE, PARTIAL, PROVED, UNREAD, WRONG, Record
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
@@ -122,7 +123,7 @@ def _explain(error: Exception) -> str:
         return " | ".join(part for part in (error.what, error.where, error.why) if part)[:600]
     last = traceback.extract_tb(error.__traceback__)[-1]
     text = str(error).strip().splitlines()
-    file = last.filename.rpartition("site-packages/")[2]
+    file = last.filename.rpartition("site-packages/")[2].removeprefix(f"{RESULTS.parents[1]}/")
     return f"{type(error).__name__}: {text[0] if text else ''} ({file}:{last.lineno})"[:600]
 
 
