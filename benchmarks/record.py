@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from surgery.atomic import replace_file
+
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "timm", "transformers", "peft", "onnx", "onnxscript", "onnxruntime")
 
@@ -31,10 +33,8 @@ def keep(name: str, figures: Any) -> Path:
     """Write figures to ``benchmarks/results/<name>.json``, whole or not at all."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    aside = path.with_suffix(".tmp")
     text = json.dumps({"environment": environment(), "figures": figures}, indent=2)
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    replace_file(path, f"{text}\n".encode())
     return path
 
 

@@ -1,6 +1,7 @@
 from . import adapter_file as adapter_file
 from . import adapters as adapters
 from . import anatomy as anatomy
+from . import atomic as atomic
 from . import checkpoint as checkpoint
 from . import errors as errors
 from . import groups as groups

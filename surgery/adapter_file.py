@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from surgery.atomic import replace_file
 from surgery.errors import CheckpointError
 from surgery.operations.plan import Operation, Plan
 
@@ -74,7 +73,7 @@ class AdapterFile:
         about["sha256"] = digest(about, self.tensors)
         content = safetensors.torch.save(self.tensors, {KEY: json.dumps(about)})
         try:
-            _replace(self.path, content)
+            replace_file(self.path, content)
         except (OSError, ValueError) as error:  # ValueError: a path without a name, or with a null
             raise CheckpointError(
                 "the adapter file cannot be written",
@@ -146,20 +145,6 @@ def digest(about: Mapping[str, Any], tensors: Tensors) -> str:
         found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def _versions(*packages: str) -> dict[str, str]:

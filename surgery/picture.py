@@ -13,6 +13,7 @@ import jinja2
 
 from policies.roles import Role
 from surgery.anatomy.types import Anatomy, Projection
+from surgery.atomic import replace_file
 from surgery.operations.plan import Operation, Plan
 
 _TEMPLATE = Path(__file__).with_name("picture.html.jinja")
@@ -75,9 +76,8 @@ def picture(anatomy: Anatomy, plan: Plan | None = None) -> str:
 def save_picture(path: str | os.PathLike[str], anatomy: Anatomy, plan: Plan | None = None) -> Path:
     """Write :func:`picture` to a file, whole or not at all; the path."""
     target = Path(path)
-    aside = target.with_name(f".{target.name}.part")
-    aside.write_text(picture(anatomy, plan), encoding="utf-8")
-    return aside.replace(target)
+    replace_file(target, picture(anatomy, plan).encode())
+    return target
 
 
 def _towers(anatomy: Anatomy, plan: Plan | None) -> list[Tower]:

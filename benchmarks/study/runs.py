@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from benchmarks.study.methods import METHODS
 from examples import dinov2, training
 from examples.digits import CLASSES, Images, Preprocess, Split
 from examples.training import Recipe
+from surgery.atomic import replace_file
 
 FOLDER = RESULTS / "study"
 IMAGE_SIZE = 56
@@ -66,7 +66,8 @@ def perform(run: Run, images: Split) -> dict[str, Any]:
         "losses": [round(loss, 5) for loss in losses],
         "seconds": round(time.perf_counter() - started, 1),
     }
-    _keep(run.path, found)
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(run.path, f"{json.dumps(found)}\n".encode())
     return found
 
 
@@ -90,10 +91,3 @@ def _train(
 def _accuracy(model: nn.Module, images: Images, preprocess: nn.Module) -> float:
     answers = training.run(model, images, preprocess).argmax(1)
     return (answers == images.labels).double().mean().item()
-
-
-def _keep(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    os.replace(aside, path)
