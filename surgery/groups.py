@@ -9,15 +9,7 @@ from torch import nn
 
 from surgery.adapters.base import Adapter
 from surgery.errors import StateError
-
-_NORMS = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-)
+from surgery.operations.extras import is_norm
 
 
 def parameter_groups(
@@ -76,6 +68,6 @@ def _grouped(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _group(module: nn.Module, parameter: nn.Parameter) -> str:
     if isinstance(module, Adapter):
         return "adapters.base" if module.carries_base else "adapters"
-    if parameter.ndim <= 1 or isinstance(module, _NORMS):
+    if parameter.ndim <= 1 or is_norm(module):
         return "biases and norms"
     return "weights"
