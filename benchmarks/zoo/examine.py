@@ -41,17 +41,36 @@ class Zoo(Protocol):
     def family(self, name: str) -> str:
         """The family that a model belongs to."""
 
-    def build(self, name: str) -> Specimen:
-        """A small random instance."""
+    def specimens(self, name: str) -> Iterator[Specimen]:
+        """Random instances, the smallest first; the next is asked for where one is not proved."""
 
 
 def examine(zoo: Zoo, name: str) -> Record:
-    """Build, run, read and verify one model; whatever goes wrong is in the record."""
+    """Build, run, read and verify one model; whatever goes wrong is in the record.
+
+    A very small instance may hide what a larger one shows: one proved instance proves the model, and none
+    may attend where a model is said to have no attention. A refuted claim is kept in any case.
+    """
+    torch.manual_seed(0)
+    specimens, first = zoo.specimens(name), None
+    while (record := _examined(zoo, name, specimens, first)) is not None:
+        if record.status in (PROVED, WRONG):
+            return record
+        if first is None or (first.status == NONE and record.run):
+            first = record
+    return first or Record(name, zoo.family(name), cause="no instance was made")
+
+
+def _examined(
+    zoo: Zoo, name: str, specimens: Iterator[Specimen], earlier: Record | None
+) -> Record | None:
+    """One instance examined; None after the last. Where nothing attends, reading one instance is enough."""
     record = Record(name, zoo.family(name))
     try:
-        torch.manual_seed(0)
         with _timed(record, "build"):
-            specimen = zoo.build(name)
+            specimen = next(specimens, None)
+            if specimen is None:
+                return None
             enliven(specimen.model)
             record.small = specimen.small
             inputs = _inputs(specimen)
@@ -59,6 +78,9 @@ def examine(zoo: Zoo, name: str) -> Record:
             record.run = _attentions(specimen.model, inputs)
     except Exception as error:
         record.cause = _explain(error)
+        return record
+    if earlier is not None and earlier.status == NONE and not record.run:
+        record.status = NONE
         return record
     try:
         _judge(record, specimen.model, inputs)
@@ -74,11 +96,15 @@ def _inputs(specimen: Specimen) -> ExampleInputs:
 
 
 def enliven(model: nn.Module) -> None:
-    """Constant weights get noise: a zero bias, scale or gate would hide what flows through it."""
+    """Constant weights get noise: a zero bias, scale or gate would hide what flows through it.
+
+    Matrices and kernels get as much as keeps the size of what flows; vectors 0.2.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and (parameter == parameter.flatten()[:1]).all():
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+                spread = max(parameter[0].numel(), 25) ** -0.5 if parameter.ndim > 1 else 0.2
+                parameter.add_(torch.randn_like(parameter), alpha=spread)
 
 
 def _attentions(model: nn.Module, inputs: ExampleInputs) -> int:

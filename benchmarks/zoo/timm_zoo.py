@@ -1,7 +1,8 @@
-"""timm: every model name, two of each run of equal blocks, at its full width."""
+"""timm: every model name, two of each run of equal blocks, at its full width and on small images."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import timm
@@ -9,11 +10,13 @@ import torch
 from timm.models import get_pretrained_cfg_value, model_entrypoint
 from torch import Tensor, nn
 
+from benchmarks.zoo.constant_start import constant_start
 from benchmarks.zoo.examine import Specimen
 from benchmarks.zoo.shorten import shorten
 from surgery.anatomy.inputs import example_inputs
 
-_FREE_SIZE = 192
+_SHARES = (4, 2, 1)
+_MULTIPLE = 32
 
 
 class Timm:
@@ -30,47 +33,58 @@ class Timm:
         """The module of timm that defines it."""
         return str(model_entrypoint(name).__module__).rpartition(".")[2]
 
-    def build(self, name: str) -> Specimen:
-        """The smallest instance that runs: half the image size, depth 2, repeated blocks left out."""
-        half = [side // 2 for side in get_pretrained_cfg_value(name, "input_size")[1:]]
-        sized = {"img_size": tuple(half)}
-        options: dict[str, Any]
-        for options in ({"depth": 2, **sized}, sized, {"depth": 2}, {}):
-            specimen = _shortened(name, options)
-            if specimen is not None:
-                return specimen
-        return Specimen(timm.create_model(name))
+    def specimens(self, name: str) -> Iterator[Specimen]:
+        """Instances on a quarter, a half and the whole of the published image size, as far as they run."""
+        made: set[str] = set()
+        for share in _SHARES:
+            specimen = _smallest(name, share)
+            if specimen is not None and specimen.small not in made:
+                made.add(specimen.small)
+                yield specimen
+        if not made:
+            yield Specimen(timm.create_model(name))
 
 
-def _shortened(name: str, options: dict[str, Any]) -> Specimen | None:
+def _smallest(name: str, share: int) -> Specimen | None:
+    """The shortest instance that runs on images of one size."""
+    height, width = (side // share for side in get_pretrained_cfg_value(name, "input_size")[1:])
+    sized = {"img_size": (height, width)} if share > 1 else {}
+    options: dict[str, Any]
+    for options in ({"depth": 2, **sized}, sized, {"depth": 2}, {}):
+        specimen = _shortened(name, options, share)
+        if specimen is not None:
+            return specimen
+    return None
+
+
+def _shortened(name: str, options: dict[str, Any], share: int) -> Specimen | None:
     """None if the model does not take the options or does not run with blocks left out."""
     try:
-        model = timm.create_model(name, **options)
+        with constant_start():
+            model = timm.create_model(name, **options).eval()
     except Exception:
         return None
     removed = shorten(model)
-    images = _small_images(model)
-    if images is None and not _runs(model, *example_inputs(model).args):
+    images = example_inputs(model).args[0]
+    if share > 1:
+        images = torch.rand(*images.shape[:2], *options.get("img_size", _fewer(images, share)))
+    if not _runs(model, images):
         return None
     made = [f"{key} {value}" for key, value in options.items()]
     made += [f"{removed} repeated blocks left out"] if removed else []
+    made += ["{2} x {3} pixels".format(*images.shape)]
     return Specimen(model, images, ", ".join(made))
 
 
-def _small_images(model: nn.Module) -> Tensor | None:
-    """Smaller images for models of free input size; None leaves the choice to the reader."""
-    config: Any = model.pretrained_cfg
-    channels, height, width = config["input_size"]
-    if config.get("fixed_input_size") or min(height, width) <= _FREE_SIZE:
-        return None
-    images = torch.rand(2, channels, _FREE_SIZE, _FREE_SIZE)
-    return images if _runs(model, images) else None
+def _fewer(images: Tensor, share: int) -> tuple[int, ...]:
+    """Sides for models that take images of any size: a multiple of 32, which every stride divides."""
+    return tuple(max(side // share // _MULTIPLE, 1) * _MULTIPLE for side in images.shape[2:])
 
 
 def _runs(model: nn.Module, images: Tensor) -> bool:
     try:
         with torch.no_grad():
-            model.eval()(images)
+            model(images)
     except Exception:
         return False
     return True

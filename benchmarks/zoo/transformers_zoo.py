@@ -44,16 +44,20 @@ class Transformers:
         """The model type."""
         return name.partition(":")[0]
 
-    def build(self, name: str) -> Specimen:
-        """A random instance of the smallest configuration of which an instance runs."""
-        kind, first = _model_class(name), None
+    def specimens(self, name: str) -> Iterator[Specimen]:
+        """A random instance of each small configuration of which an instance runs."""
+        kind, first, made = _model_class(name), None, 0
         for how, config in _configurations(self.family(name)):
             try:
                 model = kind(config()).eval()
-                return Specimen(model, _running_inputs(model), how)
+                specimen = Specimen(model, _running_inputs(model), how)
             except Exception as error:
                 first = first or error
-        raise first or RuntimeError("no configuration")
+                continue
+            made += 1
+            yield specimen
+        if not made:
+            raise first or RuntimeError("no configuration")
 
 
 def _running_inputs(model: nn.Module) -> ExampleInputs:

@@ -34,6 +34,15 @@ class Event:
     key: Tensor
     value: Tensor
 
+    def moved(self, other: Event) -> tuple[str, ...]:
+        """The operands that differ from those of another run of the same attention."""
+        names = ("query", "key", "value")
+        return tuple(n for n in names if not _same(getattr(self, n), getattr(other, n)))
+
+    def equals(self, other: Event) -> bool:
+        """Whether no operand differs."""
+        return not self.moved(other)
+
 
 @dataclass
 class _Trace:
@@ -146,6 +155,10 @@ class AttentionWatch(TorchFunctionMode):
         if self.stop_after is not None and len(self.events) >= self.stop_after:
             raise EnoughSeen
 
+    def follows(self, tensor: Tensor) -> bool:
+        """Whether a tensor is on its way through an attention: scores, probabilities, a context."""
+        return self._trace(tensor) is not None
+
     def _trace(self, tensor: Tensor) -> _Trace | None:
         reference, trace = self._traces.get(id(tensor), (None, None))
         return trace if reference is not None and reference() is tensor else None
@@ -160,7 +173,11 @@ class EnoughSeen(Exception):  # noqa: N818 - it is a signal, not an error
 
 def watch(call: Callable[[], object], stop_after: int | None = None) -> list[Event]:
     """Run ``call`` and return the attention events it made."""
-    watcher = AttentionWatch(stop_after)
+    return watching(call, AttentionWatch(stop_after))
+
+
+def watching(call: Callable[[], object], watcher: AttentionWatch) -> list[Event]:
+    """Run ``call`` under a watcher of your own and return the attention events it saw."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -171,6 +188,10 @@ def watch(call: Callable[[], object], stop_after: int | None = None) -> list[Eve
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     return watcher.events
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    return old.shape == new.shape and bool(torch.equal(old.nan_to_num(), new.nan_to_num()))
 
 
 def _operands(names: tuple[str, ...], args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from policies.roles import Role
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
-from surgery.anatomy.runtime import Event, watch
+from surgery.anatomy.replay import Replay
 from surgery.anatomy.types import Anatomy, AttentionSite, Layout, Projection
 from surgery.anatomy.wrappers import unwrap
 from surgery.errors import AnatomyError
@@ -130,7 +130,8 @@ def verify(model: nn.Module, anatomy: Anatomy, inputs: Any = None) -> Verificati
 class _Experiment:
     def __init__(self, model: nn.Module, anatomy: Anatomy, inputs: ExampleInputs) -> None:
         self.model, self.anatomy, self.inputs = model, anatomy, inputs
-        self.baseline = watch(self._call)
+        self.replay = Replay(model, self._call)
+        self.baseline = self.replay.events
 
     def run(self) -> Verification:
         sites = self.anatomy.sites
@@ -145,9 +146,9 @@ class _Experiment:
 
     def _finding(self, site: AttentionSite, projection: Projection) -> Finding:
         own = site.first_run
-        with disturbed(self.model, projection):
-            events = watch(self._call, stop_after=own + 2)
-        changes = list(_changes(self.baseline, events))
+        with disturbed(self.model, projection) as tensors:
+            events = self.replay.run(tensors, stop_after=own + 2)
+        changes = [old.moved(new) for old, new in zip(self.baseline, events, strict=False)]
         event, moved = next(((n, m) for n, m in enumerate(changes) if m), (None, ()))
         if projection.role is Role.ATTENTION_OUTPUT:
             return Finding(site.id, projection, moved, event, event is None or event > own)
@@ -177,8 +178,11 @@ def _overlap(one: Projection, two: Projection) -> bool:
 
 
 @contextmanager
-def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
-    """Noise on the rows of a projection, and on their bias, inside; afterwards every bit is back."""
+def disturbed(model: nn.Module, projection: Projection) -> Iterator[list[Tensor]]:
+    """Noise on the rows of a projection, and on their bias, inside; afterwards every bit is back.
+
+    Gives the tensors that were disturbed.
+    """
     owner = model.get_submodule(projection.module)
     weight = getattr(owner, projection.parameter)
     channels = torch.tensor([c for run in projection.rows for c in range(*run)])
@@ -193,7 +197,7 @@ def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
         for tensor, along in targets:
             _add_noise(tensor, along, channels.to(tensor.device))
         try:
-            yield
+            yield [tensor for tensor, _ in targets]
         finally:
             for (tensor, _), before in zip(targets, kept, strict=True):
                 tensor.copy_(before)
@@ -204,17 +208,3 @@ def _add_noise(tensor: Tensor, dim: int, channels: Tensor) -> None:
     spread = tensor.float().std(correction=0).clamp_min(1e-3).item()
     noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
     tensor.index_copy_(dim, channels, rows + noise.to(tensor) * 3 * spread)
-
-
-def _changes(before: list[Event], after: list[Event]) -> Iterator[tuple[str, ...]]:
-    """The operands that moved, attention by attention."""
-    for old, new in zip(before, after, strict=False):
-        yield tuple(
-            name
-            for name in ("query", "key", "value")
-            if not _same(getattr(old, name), getattr(new, name))
-        )
-
-
-def _same(old: Tensor, new: Tensor) -> bool:
-    return old.shape == new.shape and bool(torch.equal(old.nan_to_num(), new.nan_to_num()))

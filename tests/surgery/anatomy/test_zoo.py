@@ -69,7 +69,7 @@ def test_timm(name: str) -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_transformers(kind: str) -> None:
     torch.manual_seed(0)
-    specimen = Transformers().build(kind)
+    specimen = next(Transformers().specimens(kind))
     enliven(specimen.model)
     check(specimen.model, specimen.inputs)
 
