@@ -81,8 +81,8 @@ class SoftmaxBetweenProducts:
         found = _product_after(node, flow)
         if found is None:
             return NoMatch("no product with a value after the softmax", attention_like=True)
-        result, value, mixed_after = found
-        sides = _sides(scores[0], node)
+        result, value, mixed_after, sums_rows = found
+        sides = _sides(scores[0], node, sums_rows)
         if sides is None:
             return NoMatch(f"operands of {scores[0].name} are not nodes", attention_like=True)
         notes = (
@@ -109,7 +109,13 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
                 cores.append(found)
             elif found.attention_like:
                 missed.append((node, found))
-    return cores, missed
+    attended = {score for core in cores for score in _scores_behind(core.node, flow)[0]}
+    return cores, [(node, miss) for node, miss in missed if not _shown(node, attended, flow)]
+
+
+def _shown(softmax: fx.Node, attended: set[fx.Node], flow: Flow) -> bool:
+    """Whether a softmax that weighs no value only shows the scores of an attention that was found."""
+    return not attended.isdisjoint(_scores_behind(softmax, flow)[0][:1])
 
 
 _SCORE_OPS = MOVES | SCALES | {"tanh", "log", "exp", "sigmoid", "relu"}
@@ -166,19 +172,22 @@ def _mixes_heads(node: fx.Node, flow: Flow) -> bool:
     return read is not None and read.in_features == read.out_features and len(shape_of(node)) == 4
 
 
-def _product_after(softmax: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, bool] | None:
-    """The product of the probabilities with a value: the product, the value, and head mixing."""
+def _product_after(
+    softmax: fx.Node, flow: Flow
+) -> tuple[fx.Node, fx.Node, bool, bool | None] | None:
+    """The product of the probabilities with a value: the product, the value, head mixing, :func:`_sums_rows`."""
     mixed = False
-    seen, queue = {softmax}, [softmax]
+    turns: dict[fx.Node, bool | None] = {softmax: False}
+    queue = [softmax]
     for node in queue:
         for user in sorted(node.users, key=flow.graph.order.__getitem__):
-            if user in seen:
+            if user in turns:
                 continue
-            seen.add(user)
+            turns[user] = turned(user, turns[node])
             if is_product(user, flow):
-                values = [operand for operand in product_operands(user) if operand not in seen]
+                values = [operand for operand in product_operands(user) if operand not in turns]
                 if len(values) == 1:
-                    return user, values[0], mixed
+                    return user, values[0], mixed, _sums_rows(user, node, turns[node])
             elif _mixes_heads(user, flow):
                 mixed = True
                 queue.append(user)
@@ -187,13 +196,43 @@ def _product_after(softmax: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, bool
     return None
 
 
-def _sides(product: fx.Node, softmax: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Query and key among the operands: the softmax runs over the keys."""
+def turned(node: fx.Node, before: bool | None) -> bool | None:
+    """Whether the last two dimensions have changed places after ``node``; None if others took part."""
+    if before is None or op_name(node) not in {"transpose", "swapaxes", "permute", "mT", "t"}:
+        return before
+    dims = len(shape_of(node))
+    order = list(range(dims))
+    if op_name(node) == "permute":
+        order = [int(d) % dims for d in node.args[1]]  # type: ignore[arg-type, union-attr]
+    elif op_name(node) in {"mT", "t"}:
+        order[-2:] = order[:-3:-1]
+    else:
+        one, two = (int(d) % dims for d in node.args[1:3])  # type: ignore[arg-type]
+        order[one], order[two] = two, one
+    if set(order[-2:]) != {dims - 1, dims - 2}:
+        return None
+    return before != (order[-1] != dims - 1)
+
+
+def _sums_rows(product: fx.Node, probabilities: fx.Node, flipped: bool | None) -> bool | None:
+    """Whether the product with the values sums over the rows of the scores; None where that is not plain."""
+    if flipped is None or op_name(product) not in {"matmul", "bmm", "mm"}:
+        return None
+    return (product_operands(product)[0] is probabilities) == flipped
+
+
+def _sides(
+    product: fx.Node, softmax: fx.Node, sums_rows: bool | None
+) -> tuple[fx.Node, fx.Node] | None:
+    """Query and key among the operands: the product with the values sums over the keys.
+
+    The softmax runs over them too, but for slot attention, where slots compete for each token.
+    """
     operands = product_operands(product)
     if len(operands) != 2:
         return None
     left, right = operands
-    swapped = _softmax_dim_from_end(softmax) == 2
+    swapped = _softmax_dim_from_end(softmax) == 2 if sums_rows is None else sums_rows
     if op_name(product) == "einsum":
         swapped = _einsum_swapped(product, softmax)
     return (right, left) if swapped else (left, right)

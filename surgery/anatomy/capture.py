@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from surgery.anatomy.known import known_integers
 from surgery.errors import CaptureError
 
 _ALONE = threading.RLock()
@@ -25,6 +27,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    known: bool = False,
 ) -> ExportedProgram:
     """Export ``model`` on fake tensors, in eval mode.
 
@@ -35,16 +38,20 @@ def capture(
         args: Positional example inputs.
         kwargs: Example inputs by name.
         dynamic_shapes: As for ``torch.export.export``; None fixes every shape.
+        known: Whether the values of integer inputs may become constants of the graph, which is then right
+            for these inputs alone.
 
     Raises:
         CaptureError: If the graph cannot be captured; it quotes the model line that stopped it.
     """
-    with _ALONE, unchanged(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    kwargs = dict(kwargs or {})
+    integers = known_integers(model, args, kwargs) if known else nullcontext()
+    with _ALONE, unchanged(model), _silence():
         try:
-            program = torch.export.export(
-                model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
-            )
+            with integers:
+                program = torch.export.export(
+                    model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+                )
             return program.run_decompositions({}) if _writes_in_place(program) else program
         except Exception as error:
             raise CaptureError(
@@ -54,6 +61,33 @@ def capture(
                 remedy="pass example_inputs= that the model accepts, or write a policy that names "
                 "modules (select: [{modules: [...]}]), which needs no graph",
             ) from error
+
+
+def refuse_open_shapes(program: ExportedProgram, model: nn.Module) -> None:
+    """Raise where the size of a tensor follows from the values of others: such a graph has no shapes to read.
+
+    Raises:
+        CaptureError: With the operator that makes the first such tensor.
+    """
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        sizes = value.shape if isinstance(value, torch.Tensor) else ()
+        if any(isinstance(s, torch.SymInt) and s.node.hint is None for s in sizes):
+            raise CaptureError(
+                f"the graph of {type(model).__name__} has tensors whose size depends on values",
+                where=str(node.meta.get("stack_trace", node.name)).strip().splitlines()[-1].strip(),
+                why=f"{node.target} makes a tensor of shape {tuple(sizes)}",
+                remedy="write a policy that names modules (select: [{modules: [...]}]), which needs "
+                "no graph, or read a part of the model",
+            )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """torch.export warns much, and prints the whole graph to stderr where it stops."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -17,6 +17,7 @@ from surgery.anatomy.operators import (
     MOVES,
     SCALES,
     SHAPE_FROM_SECOND,
+    SUMS,
 )
 
 
@@ -27,13 +28,19 @@ class Origins:
     Attributes:
         reads: The nearest linear reads behind it.
         blockers: Other inputs-dependent nodes that the walk had to stop at.
+        residual: Whether a read meets a blocker in a sum: a residual stream, not a projection.
     """
 
     reads: frozenset[LinearRead] = frozenset()
     blockers: frozenset[fx.Node] = frozenset()
+    residual: bool = False
 
     def __or__(self, other: Origins) -> Origins:
-        return Origins(self.reads | other.reads, self.blockers | other.blockers)
+        return Origins(
+            self.reads | other.reads,
+            self.blockers | other.blockers,
+            self.residual or other.residual,
+        )
 
 
 class Flow:
@@ -97,7 +104,8 @@ class Flow:
         ]
         if op_name(node) in MODULATIONS and any(part.reads for part in parts):
             parts = [part for part in parts if part.reads]
-        return _union(parts)
+        joined = _union(parts)
+        return replace(joined, residual=True) if _meets(node, parts) else joined
 
     def region(self, start: fx.Node, stop: Iterable[fx.Node]) -> frozenset[fx.Node]:
         """The nodes on a path from ``start`` to any of ``stop`` that meets no other linear read."""
@@ -156,6 +164,12 @@ def is_depthwise(node: fx.Node) -> bool:
 def adds(node: fx.Node) -> bool:
     """Whether the node joins values as summands or neighbours (and so may close a residual branch)."""
     return op_name(node) in ADDITIONS
+
+
+def _meets(node: fx.Node, parts: list[Origins]) -> bool:
+    """Whether a sum adds something that comes from no linear at all to something that does."""
+    projected = any(part.reads for part in parts)
+    return op_name(node) in SUMS and projected and not all(part.reads for part in parts)
 
 
 def _union(parts: Iterable[Origins]) -> Origins:

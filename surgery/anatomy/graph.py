@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -44,9 +44,14 @@ def module_path(node: fx.Node) -> str:
 
 
 class Graph:
-    """Read-only view of an exported program."""
+    """Read-only view of an exported program.
 
-    def __init__(self, program: ExportedProgram) -> None:
+    Args:
+        program: What was captured.
+        given: The example inputs. Where their values became constants of the graph, these still count as inputs.
+    """
+
+    def __init__(self, program: ExportedProgram, given: Sequence[Tensor] = ()) -> None:
         self.program = program
         self.nodes = [n for n in program.graph.nodes if n.op == "call_function"]
         self.order = {node: i for i, node in enumerate(program.graph.nodes)}
@@ -56,10 +61,19 @@ class Graph:
             name = getattr(spec.arg, "name", None)
             if name is None:
                 continue
-            if spec.kind is InputKind.USER_INPUT:
+            if spec.kind is InputKind.USER_INPUT or (
+                spec.kind is InputKind.CONSTANT_TENSOR and self._is_one_of(given, spec.target)
+            ):
                 self._inputs.add(name)
             elif spec.target is not None:
                 self._owned[name] = spec.target
+
+    def _is_one_of(self, given: Sequence[Tensor], target: str | None) -> bool:
+        constant = self.program.constants.get(target or "")
+        return isinstance(constant, Tensor) and any(
+            not value.is_meta and value.dtype == constant.dtype and torch.equal(value, constant)
+            for value in given
+        )
 
     def tensor_name(self, node: fx.Node) -> str | None:
         """State-dict name of the parameter, buffer or constant behind a placeholder, if it is one."""

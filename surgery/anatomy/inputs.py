@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.described import BATCH, Described
@@ -24,6 +25,11 @@ class ExampleInputs:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def leaves(self) -> list[Tensor]:
+        """Every tensor among the inputs."""
+        found = pytree.tree_leaves((self.args, self.kwargs))
+        return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
     def describe(self) -> dict[str, str]:
         """Shape and dtype of each tensor, by name or position."""

@@ -52,6 +52,11 @@ ADDITIONS = _words("""
 """)
 """Join values as summands or neighbours, and so may close a residual branch."""
 
+SUMS = _words("""
+    add sub
+""")
+"""Add values of one shape."""
+
 MODULATIONS = _words("""
     div mul multiply true_divide
 """)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from policies.roles import Role
 from surgery.anatomy.attention import NoMatch
-from surgery.anatomy.capture import capture
+from surgery.anatomy.capture import capture, refuse_open_shapes
 from surgery.anatomy.feed_forward import FeedForwardReads, find_feed_forward
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, module_path, op_name, shape_of
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
+from surgery.anatomy.known import has_known_integers
 from surgery.anatomy.layers import Blocks
 from surgery.anatomy.linears import LinearRead, LinearReader
 from surgery.anatomy.provenance import count, rows_reaching
@@ -31,6 +34,7 @@ from surgery.anatomy.types import (
     Unplaced,
 )
 from surgery.anatomy.wrappers import unwrap
+from surgery.errors import CaptureError
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
@@ -51,9 +55,24 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
     """
     model = unwrap(model)
     inputs = _inputs(model, example_inputs)
-    program = capture(model, inputs.args, inputs.kwargs)
-    graph = Graph(inline(program))
+    graph = Graph(inline(_captured(model, inputs)), inputs.leaves())
     return Reading(model, Flow(graph, LinearReader(graph, model))).anatomy(inputs)
+
+
+def _captured(model: nn.Module, inputs: ExampleInputs) -> ExportedProgram:
+    """The graph for any values, or else the graph for the values of these integer inputs."""
+    try:
+        program = capture(model, inputs.args, inputs.kwargs)
+        refuse_open_shapes(program, model)
+    except CaptureError:
+        if not has_known_integers(model, inputs.args, inputs.kwargs):
+            raise
+        with suppress(CaptureError):
+            program = capture(model, inputs.args, inputs.kwargs, known=True)
+            refuse_open_shapes(program, model)
+            return program
+        raise
+    return program
 
 
 def _inputs(model: nn.Module, given: Any) -> ExampleInputs:

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"})
+_MATMULS = _PRODUCTS - {"einsum", "baddbmm"}
 _SOFTMAXES = frozenset({"softmax", "_softmax"})
+_TURNS = frozenset({"transpose", "swapaxes", "permute", "movedim"})
 # A state that a recurrence decays, adds to or gathers (Mamba, delta rules) is no context of linear attention.
 _CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone"})
 _OPAQUE = frozenset({"linear", "conv1d", "conv2d", "layer_norm", "group_norm", "embedding"})
@@ -50,8 +52,10 @@ class _Trace:
 
     scores: tuple[Tensor, Tensor] | None = None
     probabilities: tuple[Tensor, Tensor] | None = None
+    over_rows: bool = False
     softened: Tensor | None = None
     flipped: bool = False
+    turned: bool = False
     direct: bool = True
 
 
@@ -105,11 +109,15 @@ class AttentionWatch(TorchFunctionMode):
             traces = [_Trace(softened=tensors[0])]
         if not traces or (name in _OPAQUE and not _mixes_heads(tensors, result)):
             return
-        trace = traces[0]
+        # A hard assignment is made of scores and probabilities: what counts is that it was normalised.
+        trace = next((t for t in traces if t.probabilities is not None), traces[0])
         if name in _SOFTMAXES and trace.scores is not None:
-            trace = _Trace(probabilities=_by_role(trace.scores, args, kwargs, result))
+            rows = _over_rows(args, kwargs, result)
+            trace = _Trace(probabilities=trace.scores, over_rows=rows)
         elif _flips(name, tensors[0], args):
             trace = replace(trace, flipped=not trace.flipped)
+        elif name in _TURNS:
+            trace = replace(trace, turned=True, direct=False)
         elif name not in _CASTS:
             trace = replace(trace, direct=False)
         self._set(result, trace)
@@ -121,7 +129,10 @@ class AttentionWatch(TorchFunctionMode):
         for index, operand in enumerate(operands):
             trace = self._trace(operand)
             if trace is not None and trace.probabilities is not None:
-                self._record("softmax", *trace.probabilities, operands[1 - index])
+                by_rows = _sums_rows(trace, index) if name in _MATMULS else trace.over_rows
+                first, second = trace.probabilities
+                query, key = (second, first) if by_rows else (first, second)
+                self._record("softmax", query, key, operands[1 - index])
                 return
         if not self._linear(operands):
             self._set(result, _Trace(scores=(operands[0], operands[1])))
@@ -226,10 +237,15 @@ def _mixes_heads(tensors: list[Tensor], result: Tensor) -> bool:
     return bool(tensors) and tensors[0].ndim == 4 and tensors[0].shape == result.shape
 
 
-def _by_role(
-    scores: tuple[Tensor, Tensor], args: Any, kwargs: Any, result: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Query first: the softmax runs over the keys."""
+def _over_rows(args: Any, kwargs: Any, result: Tensor) -> bool:
+    """Whether a softmax runs over the second dimension from the end."""
     dim = kwargs.get("dim", args[1] if len(args) > 1 and isinstance(args[1], int) else -1)
-    over_rows = dim in (-2, result.ndim - 2)
-    return (scores[1], scores[0]) if over_rows else scores
+    return dim in (-2, result.ndim - 2)
+
+
+def _sums_rows(trace: _Trace, position: int) -> bool:
+    """Whether the product with the values sums over the first operand of the scores: that one is the key.
+
+    It is what the softmax runs over, but for slot attention: there slots compete for each token.
+    """
+    return trace.over_rows if trace.turned else (position == 0) == trace.flipped

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from surgery.anatomy.attention import Core, NoMatch, find_cores, is_product
+from surgery.anatomy.attention import Core, NoMatch, find_cores, is_product, product_operands
 from surgery.anatomy.flow import Flow, adds
-from surgery.anatomy.graph import module_path, op_name
+from surgery.anatomy.graph import is_tensor, module_path, op_name
 from surgery.anatomy.linear_attention import find_linear_attention
 from surgery.anatomy.linears import LinearRead
-from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, SCALES
+from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, PRODUCTS, SCALES
 from surgery.anatomy.provenance import rows_reaching
 
 
@@ -91,6 +91,8 @@ def _operand(operand: fx.Node, output: frozenset[LinearRead], core: Core, flow: 
         origins = flow.origins(operand, through_activations=True)
     if not origins.reads:
         return _unprojected(origins.blockers)
+    if origins.residual:
+        return Role(why="not projected: a residual stream feeds it as it is", settled=True)
     for read in origins.reads:
         if _belongs_elsewhere(read, output, core, flow):
             return Role(why=f"not projected: {read.weight} behind it also feeds other layers")
@@ -173,15 +175,20 @@ def _output(core: Core, flow: Flow) -> Role:
                 found.add(read)
             elif _carries_output(user, seen, own, flow):
                 stack.append(user)
-            else:
-                ends.add(op_name(user))
+            elif is_tensor(user) or user.op == "output":
+                ends.add("stacked weights" if _reads_a_stack(user, flow) else op_name(user))
     if found:
         return Role(frozenset(found))
-    known = _ENDS | {"output", "add", "cat", "where"}
+    known = _ENDS | {"output", "add", "cat", "where", "stacked weights"}
     return Role(
         why=f"no linear follows, the result goes into {', '.join(sorted(ends)) or 'nothing'}",
         settled=ends <= known,
     )
+
+
+def _reads_a_stack(node: fx.Node, flow: Flow) -> bool:
+    """A batched product with weights: many matrices at once, of which no role can name the rows."""
+    return op_name(node) in PRODUCTS and not all(o in flow.active for o in product_operands(node))
 
 
 def _carries_output(
