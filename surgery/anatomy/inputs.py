@@ -76,8 +76,15 @@ def _from_timm(model: nn.Module) -> ExampleInputs | None:
     size = getattr(patch_embed, "img_size", None)
     if size is not None:
         height, width = size
-    channels = getattr(patch_embed, "in_chans", None) or _first_conv_channels(model) or channels
-    return ExampleInputs(args=(Described(model, None).floats(BATCH, channels, height, width),))
+    told = [getattr(patch_embed, "in_chans", None), _first_conv_channels(model), channels]
+    described = Described(model, None)
+    made = [
+        ExampleInputs(args=(described.floats(BATCH, number, height, width),))
+        for number in dict.fromkeys(filter(None, told))
+    ]
+    # The first convolution is not always the first to see the image (space to depth, DCT).
+    accepted = (inputs for inputs in made if len(made) == 1 or _accepts(model, inputs))
+    return next(accepted, made[0])
 
 
 def _first_conv_channels(model: nn.Module) -> int | None:
@@ -95,15 +102,15 @@ def _from_transformers(model: nn.Module) -> ExampleInputs | None:
     made = [{**p, **_extras(model, p)} for p in islice(proposals, _TRIALS)]
     if len(made) <= 1:
         return ExampleInputs(kwargs=made[0]) if made else None
-    accepted = (inputs for inputs in made if _accepts(model, inputs))
-    return ExampleInputs(kwargs=next(accepted, made[0]))
+    proposed = [ExampleInputs(kwargs=inputs) for inputs in made]
+    return next((inputs for inputs in proposed if _accepts(model, inputs)), proposed[0])
 
 
-def _accepts(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+def _accepts(model: nn.Module, inputs: ExampleInputs) -> bool:
     """Whether the model runs on the inputs."""
     try:
         with unchanged(model), torch.no_grad():
-            model(**inputs)
+            model(*inputs.args, **inputs.kwargs)
     except Exception:
         return False
     return True
