@@ -102,7 +102,9 @@ def enliven(model: nn.Module) -> None:
     """
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point() and (parameter == parameter.flatten()[:1]).all():
+            if not parameter.is_floating_point() or not parameter.numel():
+                continue
+            if (parameter == parameter.flatten()[:1]).all():
                 spread = max(parameter[0].numel(), 25) ** -0.5 if parameter.ndim > 1 else 0.2
                 parameter.add_(torch.randn_like(parameter), alpha=spread)
 

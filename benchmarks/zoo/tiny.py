@@ -12,7 +12,7 @@ from typing import Any
 
 WIDTH, HEADS, HEAD, FFN, LAYERS, VOCABULARY = 64, 4, 16, 128, 2, 128
 _DROPPED = {"transformers_version", "model_type", "layer_types", "mlp_layer_types", "dtype",
-            "architectures", "mlp_only_layers", "no_rope_layers", "attention_types",
+            "architectures", "mlp_only_layers", "no_rope_layers",
             "attention_layers", "_name_or_path", "per_layer_config", "out_features", "out_indices",
             "_out_features", "_out_indices", "stage_names", "layers_block_type", "indexer_types"}  # fmt: skip
 
@@ -35,6 +35,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|d_inner|n_inner|ff_dim|mlp_dim|intermediate_dim)",
      _at_most(FFN)),
     (r"mamba_(d_head|head_dim|headdim)", _at_most(2 * WIDTH // HEADS)),
+    (r"num_kv_shared_layers", _at_most(0)),
     (r"(?!num_feat_extract)(.*(num_|n_|_|^)(hidden_)?layers?|depth|.*_depth|num_blocks|.*_layers"
      r"|n_layer)", _at_most(LAYERS)),
     (r".*experts_per_tok|.*top_k|moe_k|moe_topk|num_selected_experts", _at_most(2)),
@@ -56,8 +57,17 @@ _SHALLOW: Rules = tuple(
     next(row for row in _COMPILED if row[0].fullmatch(word))
     for word in ("vocab_size", "num_layers", "num_experts")
 )
-_UNSET = {"vocab_size": VOCABULARY, "num_experts_per_tok": 2, "prediction_length": 8, "n_group": 1,
-          "topk_group": 1, "n_routed_experts": 4}  # fmt: skip
+_UNSET = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 1,
+    "head_dim": HEAD,
+    "num_experts_per_tok": 2,
+    "prediction_length": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+}
 _WIDTHS = re.compile(r".*(sizes|dims|dim|channels|channel|widths|embed_dims?)")
 _DEPTHS = re.compile(r".*(depths?|layers?|blocks|repeats)")
 _HEADS = re.compile(r".*heads")
@@ -81,6 +91,8 @@ def shrink(data: dict[str, Any], rules: Rules) -> dict[str, Any]:
     for key, value in data.items():
         if key in _DROPPED:
             continue
+        if key == "attention_types":
+            value = [[value[0][0], LAYERS // len(value[0][0])]]
         if isinstance(value, list) and len(value) == depth and depth > LAYERS:
             value = value[:LAYERS]  # one entry a layer
         small[key] = _value(key, value, tokens, rules)
@@ -108,7 +120,7 @@ def _value(key: str, value: Any, tokens: _Tokens, rules: Rules) -> Any:
     if isinstance(value, dict):
         return _rope(value) if "rope" in key else shrink(value, rules) | _kept(value)
     if isinstance(value, int):
-        return tokens.small(value) if _TOKEN.fullmatch(key) else _number(key, value, rules)
+        return tokens.small(value) if _TOKEN.fullmatch(str(key)) else _number(key, value, rules)
     if isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
         return type(value)(_numbers(key, list(value), rules))
     return value
@@ -121,7 +133,7 @@ def _kept(value: dict[str, Any]) -> dict[str, Any]:
 
 def _number(key: str, value: int, rules: Rules) -> int:
     for pattern, rule in rules:
-        if pattern.fullmatch(key):
+        if pattern.fullmatch(str(key)):
             return rule(value)
     return value
 
@@ -146,6 +158,5 @@ def _rope(value: dict[str, Any]) -> dict[str, Any]:
     nested = {k: _rope(v) if isinstance(v, dict) else v for k, v in value.items()}
     half = int(HEAD // 2 * value.get("partial_rotary_factor", 1.0))
     third = half // 3
-    return nested | (
-        {"mrope_section": [half - 2 * third, third, third]} if "mrope_section" in value else {}
-    )
+    rotary = "rope_theta" in value or "rope_type" in value
+    return nested | ({"mrope_section": [half - 2 * third, third, third]} if rotary else {})

@@ -18,7 +18,7 @@ class Core:
     """One attention computation: ``result = f(query, key) value``.
 
     Attributes:
-        kind: ``sdpa`` or ``softmax``.
+        kind: ``sdpa``, ``flex``, ``softmax`` or ``linear``.
         node: The scaled-dot-product or softmax node.
         query, key, value: The operands.
         result: The node that carries the attended values.
@@ -68,6 +68,22 @@ class ScaledDotProduct:
         return Core("sdpa", node, query, key, value, node)
 
 
+class FlexAttention:
+    """A call of ``flex_attention``; whatever its score function does, the operands are these."""
+
+    ops = frozenset({"flex_attention"})
+
+    def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
+        """See :class:`AttentionPattern`."""
+        query, key, value = node.args[:3]
+        assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
+        assert isinstance(value, fx.Node)
+        results = [u for u in node.users if op_name(u) == "getitem" and u.args[1] == 0]
+        if not results:
+            return NoMatch("nothing takes its result", attention_like=True)
+        return Core("flex", node, query, key, value, results[0])
+
+
 class SoftmaxBetweenProducts:
     """A softmax of a product of two activations, multiplied with a third."""
 
@@ -93,7 +109,11 @@ class SoftmaxBetweenProducts:
         return Core("softmax", node, *sides, value, result, tuple(notes))
 
 
-PATTERNS: tuple[AttentionPattern, ...] = (ScaledDotProduct(), SoftmaxBetweenProducts())
+PATTERNS: tuple[AttentionPattern, ...] = (
+    ScaledDotProduct(),
+    FlexAttention(),
+    SoftmaxBetweenProducts(),
+)
 
 
 def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:

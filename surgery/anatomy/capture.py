@@ -46,7 +46,7 @@ def capture(
     """
     kwargs = dict(kwargs or {})
     integers = known_integers(model, args, kwargs) if known else nullcontext()
-    with _ALONE, unchanged(model), _silence():
+    with _ALONE, unchanged(model), _silence(), torch.no_grad():
         try:
             with integers:
                 program = torch.export.export(

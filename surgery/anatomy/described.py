@@ -72,6 +72,8 @@ class Described:
         together = {**inputs, "input_ids": torch.cat([text[:, :1], images, text[:, 1:]], 1)}
         if "attention_mask" in inputs:
             together["attention_mask"] = torch.ones_like(together["input_ids"])
+        if "mm_token_type_ids" in self.accepted:
+            together["mm_token_type_ids"] = (together["input_ids"] == token).to(tokens.dtype)
         return together
 
     def _image_features(self, inputs: Mapping[str, Any]) -> int:

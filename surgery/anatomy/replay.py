@@ -140,6 +140,8 @@ class _Clock(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
         self.steps += 1
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
@@ -186,8 +188,11 @@ def _fresh(output: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _place(tensor: Tensor) -> int:
-    """The memory that a tensor, its views and its ties share."""
-    return tensor.untyped_storage().data_ptr()
+    """The memory that a tensor, its views and its ties share; a tensor of vmap has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
 
 
 def _copied(output: Any) -> Any:

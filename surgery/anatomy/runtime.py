@@ -8,13 +8,15 @@ product with the values: what happens between is one attention event, with its t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_hop
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -80,7 +82,7 @@ class AttentionWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if func is F.scaled_dot_product_attention:
-            self._record("sdpa", *_operands(("query", "key", "value"), args, kwargs))
+            self.record("sdpa", *_operands(("query", "key", "value"), args, kwargs))
             with torch._C.DisableTorchFunction():
                 return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -132,7 +134,7 @@ class AttentionWatch(TorchFunctionMode):
                 by_rows = _sums_rows(trace, index) if name in _MATMULS else trace.over_rows
                 first, second = trace.probabilities
                 query, key = (second, first) if by_rows else (first, second)
-                self._record("softmax", query, key, operands[1 - index])
+                self.record("softmax", query, key, operands[1 - index])
                 return
         if not self._linear(operands):
             self._set(result, _Trace(scores=(operands[0], operands[1])))
@@ -153,14 +155,15 @@ class AttentionWatch(TorchFunctionMode):
             return False
         key_last = (index == 0) != traces[index].flipped
         key, value = (scores[1], scores[0]) if key_last else scores
-        self._record("linear", *map(self._unsoftened, (operands[1 - index], key, value)))
+        self.record("linear", *map(self._unsoftened, (operands[1 - index], key, value)))
         return True
 
     def _unsoftened(self, tensor: Tensor) -> Tensor:
         trace = self._trace(tensor)
         return tensor if trace is None or trace.softened is None else trace.softened
 
-    def _record(self, kind: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+    def record(self, kind: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keep one attention; raises :class:`EnoughSeen` where it is the last one asked for."""
         copies = (t.detach().clone() for t in (query, key, value))
         self.events.append(Event(kind, *copies))
         if self.stop_after is not None and len(self.events) >= self.stop_after:
@@ -192,13 +195,38 @@ def watching(call: Callable[[], object], watcher: AttentionWatch) -> list[Event]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), watcher:
+        with torch.no_grad(), watcher, _flex_attention_seen_by(watcher):
             call()
     except EnoughSeen:
         pass
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     return watcher.events
+
+
+@contextmanager
+def _flex_attention_seen_by(watcher: AttentionWatch) -> Iterator[None]:
+    """Inside, calls of ``flex_attention`` are recorded: no function mode is asked about that operator."""
+    kind = type(flex_attention_hop)
+    plain, within = kind.__call__, False
+
+    def recorded(
+        self: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any
+    ) -> Any:
+        nonlocal within
+        if (
+            within or type(query) is not Tensor
+        ):  # one level of dispatch further, or a compiler's stand-in
+            return plain(self, query, key, value, *rest, **named)
+        watcher.record("flex", query, key, value)
+        within = True
+        try:
+            return plain(self, query, key, value, *rest, **named)
+        finally:
+            within = False
+
+    with mock.patch.object(kind, "__call__", recorded):
+        yield
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

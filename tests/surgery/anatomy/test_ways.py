@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.checkpoint import checkpoint
 
 import surgery
 from policies.roles import Role
@@ -71,6 +73,36 @@ class Activated(Attention):
         return F.scaled_dot_product_attention(q, k, v.sigmoid())
 
 
+class Slots(Attention):
+    """Slots compete for each token: the softmax runs over the queries, and the weights are made hard."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        soft = (q @ k.mT).softmax(-2)
+        hard = torch.zeros_like(soft).scatter_(-2, soft.max(-2, keepdim=True)[1], 1.0)
+        weights = hard - soft.detach() + soft
+        return weights / (weights.sum(-1, keepdim=True) + 1) @ v
+
+
+class Shown(Attention):
+    """The scores go through a second softmax, for the user to look at."""
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = q @ k.mT
+        return self.out(scores.softmax(-1) @ v), scores.softmax(-2)
+
+
+class Flex(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.unsqueeze(1) for t in (q, k, v))
+        return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + (i - j)).squeeze(1)
+
+
+class Checkpointed(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return checkpoint(F.scaled_dot_product_attention, q, k, v, use_reentrant=False)
+
+
 class PointwiseTwice(Attention):
     def __init__(self) -> None:
         super().__init__()
@@ -88,8 +120,11 @@ def thirds() -> dict[Role, Rows]:
 
 @pytest.mark.parametrize(
     "kind",
-    [Attention, Baddbmm, Factorised, Linear, Autocast, RelativePosition, Activated, PointwiseTwice],
-)
+    [
+        Attention, Baddbmm, Factorised, Linear, Autocast, RelativePosition, Activated, PointwiseTwice,
+        Slots, Shown, Flex, Checkpointed,
+    ],
+)  # fmt: skip
 def test_each_way_is_read_exactly_and_proved(kind: type[Attention]) -> None:
     torch.manual_seed(0)
     model, inputs = kind(), torch.randn(2, 24, WIDTH)
@@ -99,6 +134,44 @@ def test_each_way_is_read_exactly_and_proved(kind: type[Attention]) -> None:
     assert [p.weight_name for p in site.role(Role.ATTENTION_OUTPUT)] == ["out.weight"]
     assert not anatomy.unplaced
     assert surgery.verify(model, anatomy, inputs).proved
+
+
+class Residual(nn.Module):
+    """The query is the residual stream itself: a linear that is summed with its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.kv, self.out = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, 2 * WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        key, value = self.kv(x).chunk(2, -1)
+        return self.out(F.scaled_dot_product_attention(x + self.mix(x), key, value))
+
+
+def test_a_sum_with_the_input_is_no_query_projection() -> None:
+    model, inputs = Residual(), torch.randn(2, 24, WIDTH)
+    anatomy = surgery.read(model, inputs)
+    (site,) = anatomy.sites
+    assert not site.role(Role.QUERY) and "residual" in site.notes[0] and not anatomy.unplaced
+    assert surgery.verify(model, anatomy, inputs).proved
+
+
+def test_a_symbolic_trace_is_read_like_its_model() -> None:
+    class Sliced(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            fused = self.qkv(x)
+            return self.out(
+                self.attend(*(fused[..., i : i + WIDTH] for i in (0, WIDTH, 2 * WIDTH)))
+            )
+
+    model, inputs = Sliced(), torch.randn(2, 24, WIDTH)
+    traced = torch.fx.symbolic_trace(model)
+    assert surgery.read(traced, inputs).sites == surgery.read(model, inputs).sites
+    assert surgery.verify(traced, surgery.read(traced, inputs), inputs).proved
 
 
 class Latent(nn.Module):

@@ -1,0 +1,82 @@
+"""Models that branch on the values of integers are read for the values at hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import surgery
+from policies.roles import Role
+from surgery.errors import CaptureError
+
+WIDTH = 8
+
+
+class Grid(nn.Module):
+    """Attends image by image, as the vision towers do whose images differ in size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("least", torch.tensor(2))
+
+    def forward(self, patches: Tensor, grid: Tensor) -> Tensor:
+        lengths = [max(h * w, int(self.least)) for h, w in grid.tolist()]
+        order = torch.arange(sum(lengths))
+        kept = order[order >= 0]
+        parts = self.qkv(patches[kept]).split(lengths)
+        attended = [
+            F.scaled_dot_product_attention(*part.unsqueeze(0).chunk(3, -1)) for part in parts
+        ]
+        return self.out(torch.cat(attended, 1))
+
+
+@pytest.fixture
+def inputs() -> tuple[Tensor, Tensor]:
+    return torch.randn(10, WIDTH), torch.tensor([[2, 3], [2, 2]])
+
+
+def test_a_model_that_reads_its_grid_is_read_and_proved(inputs: tuple[Tensor, Tensor]) -> None:
+    model = Grid()
+    anatomy = surgery.read(model, inputs)
+    (site,) = anatomy.sites
+    assert site.calls == 2 and not anatomy.unplaced
+    assert site.role(Role.KEY)[0].rows == ((WIDTH, 2 * WIDTH, 1),)
+    assert surgery.verify(model, anatomy, inputs).proved
+
+
+def test_nothing_stays_behind(inputs: tuple[Tensor, Tensor]) -> None:
+    model, limits = Grid(), (torch._subclasses.fake_tensor, torch.fx.experimental.proxy_tensor)
+    before = [module.CONSTANT_NUMEL_LIMIT for module in limits]
+    surgery.read(model, inputs)
+    assert [module.CONSTANT_NUMEL_LIMIT for module in limits] == before
+    assert not model._forward_pre_hooks and model.least.item() == 2
+
+
+def test_known_integers_still_count_as_inputs() -> None:
+    """What an embedding of known ids feeds depends on the user's input: its linears have roles."""
+
+    class Text(Grid):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, WIDTH)
+
+        def forward(self, ids: Tensor, grid: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(self.table(ids), grid)
+
+    inputs = (torch.arange(10) % 5, torch.tensor([[2, 3], [2, 2]]))
+    model = Text()
+    anatomy = surgery.read(model, inputs)
+    assert len(anatomy.sites) == 1 and surgery.verify(model, anatomy, inputs).proved
+
+
+def test_a_branch_on_floating_point_values_is_refused_with_the_line() -> None:
+    class Branch(Grid):
+        def forward(self, patches: Tensor, grid: Tensor) -> Tensor:
+            return super().forward(patches, grid) if patches.sum() > 0 else patches
+
+    with pytest.raises(CaptureError, match="could not capture") as raised:
+        surgery.read(Branch(), (torch.randn(10, WIDTH), torch.tensor([[2, 3], [2, 2]])))
+    assert "in forward" in str(raised.value)
