@@ -54,13 +54,14 @@ def perform(run: Run, images: Split) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     base = dinov2.build(CLASSES, image_size=IMAGE_SIZE)
     preprocess = Preprocess(base, IMAGE_SIZE)
+    head = sum(p.numel() for p in base.head.parameters())
     method = METHODS[run.method]
     model = method.prepare(base, run.seed)
     losses = _train(model, images.train, preprocess, run, method.recomposes)
     found = {
         **asdict(run),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "head": sum(p.numel() for p in base.head.parameters()) if run.method != "full" else 0,
+        "head": head if run.method != "full" else 0,
         "validation": _accuracy(model, images.validation, preprocess),
         "test": _accuracy(model, images.test, preprocess),
         "losses": [round(loss, 5) for loss in losses],
