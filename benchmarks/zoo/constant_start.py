@@ -15,7 +15,7 @@ _FILLS = ("uniform_", "normal_", "trunc_normal_")
 
 @contextmanager
 def constant_start() -> Iterator[None]:
-    """Inside, random initialisation fills with a constant; ``enliven`` gives what is kept its noise."""
+    """Inside, random initialisation fills with zeros; ``enliven`` gives what is kept its noise."""
     with ExitStack() as stack:
         for name in _FILLS:
             if hasattr(torch.Tensor, name):
@@ -25,4 +25,4 @@ def constant_start() -> Iterator[None]:
 
 
 def _filled(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return tensor.fill_(0.02)
+    return tensor.zero_()
