@@ -77,7 +77,20 @@ def train(model, optimizer, recomposer, steps):
 
 def exact_weights(model):
     """W0 + corrections + deltas of every layer in float64: the function that is trained."""
-    return [graft.exact(m.base(n)) for m in (model[0], model[2]) for n, graft in m.grafts()]
+    return [
+        m.original(name).double() + assembled(graft)
+        for m in (model[0], model[2])
+        for name, graft in m.grafts()
+    ]
+
+
+def assembled(graft):
+    """The adapters of a weight lie on consecutive rows here."""
+    parts = []
+    for _, adapter in graft.adapters():
+        c, d = adapter.correction()
+        parts.append(c.double() @ d.double() + adapter.delta())
+    return torch.cat(parts)
 
 
 @settings(max_examples=30, deadline=None)
