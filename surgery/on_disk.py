@@ -24,8 +24,7 @@ from surgery.operations.graft import Graft
 from surgery.operations.identity import fingerprint_of
 from surgery.operations.make import make_adapter
 from surgery.operations.plan import Operation
-from surgery.operations.rounding import rounded
-from surgery.operations.rows import as_matrix, as_weight, take
+from surgery.operations.rows import as_matrix, take
 from surgery.shards import Shards
 
 _BY_MODEL = "load the model, surgery.load, surgery.fold, and save the model"
@@ -118,10 +117,11 @@ def _folded(file: AdapterFile, operations: list[tuple[Operation, str]], weight: 
         adapter.read_base(rows.float())
         _fill(file, adapter, operation)
         graft.place(operation.slot, adapter, operation.projection.rows)
-    exact = graft.exact(weight)
-    value = rounded(exact, weight.dtype)
-    check_finite(p.weight_name, exact, value)
-    return as_weight(value, p.layout, weight.shape)
+    folded = graft.folded(weight)
+    check_finite(p.weight_name, weight, folded)
+    for target, value in folded.patches:
+        target.copy_(value)
+    return weight
 
 
 def _fill(file: AdapterFile, adapter: Adapter, operation: Operation) -> None:

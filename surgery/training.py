@@ -188,15 +188,30 @@ class Recomposer:
 
 
 def _forget(state: dict[Any, Any], parameter: nn.Parameter, dim: int, index: Tensor) -> None:
-    """Zero moments at exactly the swapped pairs; a master copy takes the parameter's new values."""
+    """Zero moments at exactly the swapped pairs; a master copy takes the parameter's new values.
+
+    A factored moment (Adafactor's) has one entry for each pair, or one that all of them share and keep.
+    """
     for key, value in state.items():
-        if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        if not isinstance(value, Tensor) or not _has_pairs(value, parameter, dim):
+            continue
+        if not value.is_floating_point():
+            _LOG.warning("the optimizer's %s is %s: no pair of it can be reset", key, value.dtype)
             continue
         where = index.to(value.device)
         if "master" in str(key):
             value.index_copy_(dim, where, parameter.index_select(dim, index).to(value))
         else:
             value.index_fill_(dim, where, 0)
+
+
+def _has_pairs(value: Tensor, parameter: nn.Parameter, dim: int) -> bool:
+    sizes = list(zip(value.shape, parameter.shape, strict=False))
+    return (
+        value.ndim == parameter.ndim
+        and all(own in (1, size) for own, size in sizes)
+        and value.shape[dim] == parameter.shape[dim]
+    )
 
 
 def _seats(model: nn.Module) -> Iterator[tuple[str, Recomposed, Adapted]]:

@@ -51,10 +51,8 @@ class PiSSA(SingularStart):
         """Columns of B with rows of A."""
         return {"B": (self.B, 1), "A": (self.A, 0)}
 
-    def directions(
-        self, weight: Tensor, count: int, generator: torch.Generator | None
-    ) -> dict[str, Tensor]:
+    def directions(self, weight: Tensor, count: int) -> dict[str, Tensor]:
         """``B = U (S/s)^(1/2)``, ``A = (S/s)^(1/2) V^T`` of the leading triplets."""
-        u, s, vh = svd.leading(weight, count, generator)
+        u, s, vh = svd.leading(weight, count)
         root = (s / self.scaling).sqrt()
         return {"B": u * root, "A": root[:, None] * vh}

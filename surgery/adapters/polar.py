@@ -99,9 +99,7 @@ class Polar(SingularStart):
         """Columns of Q with entries of l."""
         return {"Q": (self.Q, 1), "l": (self.l, 0)}
 
-    def directions(
-        self, weight: Tensor, count: int, generator: torch.Generator | None
-    ) -> dict[str, Tensor]:
+    def directions(self, weight: Tensor, count: int) -> dict[str, Tensor]:
         """Q and l of the leading singular directions; R is recomputed on the way."""
         u, s, vh = self._decompose(weight)
         vectors = vh.T if self.out_features >= self.in_features else u

@@ -72,7 +72,7 @@ class Recomposed(SingularStart):
     def start(self, weight: Tensor, generator: torch.Generator | None = None) -> None:
         """Take target_rank leading directions of the weight; the first r of them train."""
         first: dict[str, Tensor] = {}
-        values = self.directions(weight.float(), self.target_rank, generator)
+        values = self.directions(weight.float(), self.target_rank)
         for name, (_, dim) in self.pairs().items():
             first[name] = values[name].narrow(dim, 0, self.rank)
             spare = values[name].narrow(dim, self.rank, self.target_rank - self.rank)

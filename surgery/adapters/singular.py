@@ -26,15 +26,13 @@ class SingularStart(Adapter):
         """Each trained tensor by name, with the dimension along which its pairs lie."""
 
     @abstractmethod
-    def directions(
-        self, weight: Tensor, count: int, generator: torch.Generator | None
-    ) -> dict[str, Tensor]:
+    def directions(self, weight: Tensor, count: int) -> dict[str, Tensor]:
         """What the trained tensors are on the ``count`` leading singular directions of ``weight``."""
 
     @torch.no_grad()
     def start(self, weight: Tensor, generator: torch.Generator | None = None) -> None:
-        """Take the leading singular directions over from the weight."""
-        self.take(self.directions(weight.float(), self.rank, generator))
+        """Take the leading singular directions over from the weight; nothing is random."""
+        self.take(self.directions(weight.float(), self.rank))
 
     @torch.no_grad()
     def take(self, values: dict[str, Tensor]) -> None:

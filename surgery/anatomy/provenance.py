@@ -96,7 +96,7 @@ class _Probe:
 
     def _run(self, node: fx.Node) -> Any:
         args: Any = fx.node.map_arg(node.args, self._value)
-        kwargs: Any = fx.node.map_arg(dict(node.kwargs), self._value)
+        kwargs: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, self._value))
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
         if op_name(node) in {"to", "_to_copy"}:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from policies import PolicyLike
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Anatomy
-from surgery.errors import PlanError, StateError
+from surgery.errors import PlanError, StateError, SurgeryError
 from surgery.operations import planner
 from surgery.operations.adapted import dress
 from surgery.operations.checks import check_operations, owner_of, weight_of
 from surgery.operations.graft import Graft
-from surgery.operations.make import Start, make_adapter
+from surgery.operations.make import Start, make_adapter, named
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.rows import as_matrix, take
 from surgery.operations.state import Record, plain_model, remember, restore
@@ -54,7 +54,8 @@ def apply(
 
     Raises:
         PolicyError, AnatomyError, PlanError, CaptureError: As ``surgery.plan``.
-        StateError: The model is wrapped, adapted already, or has no values yet (meta device).
+        StateError: The model is wrapped, adapted already, or has no values yet (meta device), or a weight whose
+            directions an adapter starts on is not finite.
     """
     base = plain_model(model)
     if plan is None:
@@ -73,7 +74,10 @@ def apply(
     generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def start(operation: Operation, adapter: Adapter, rows: Tensor) -> None:
-        adapter.start(rows, generator)
+        try:
+            adapter.start(rows, generator)
+        except SurgeryError as error:
+            raise named(error, operation) from None
 
     graft(base, plan, start)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,15 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
-from surgery.anatomy.types import Rows
 from surgery.errors import StateError
 from surgery.operations import render
 from surgery.operations.adapted import Adapted
+from surgery.operations.graft import Folded, Patch
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.rollback import replaced_or_nothing
-from surgery.operations.rounding import rounded
-from surgery.operations.rows import as_matrix, as_weight, take
 from surgery.operations.state import adapted_model, release
+from surgery.operations.sums import Squares
 
 
 @dataclass(frozen=True)
@@ -105,87 +105,64 @@ def fold(model: nn.Module, *, check_inputs: Any = None) -> FoldReport:
     inputs = None if check_inputs is None else example_inputs(model, check_inputs)
     before = _outputs(model, inputs)
     costs: list[FoldedProjection] = []
-    folded: dict[nn.Parameter, Tensor] = {}
-    for each in _sums(model, record.plan):
-        weight, value, own = each.folded()
-        folded[weight] = value
-        costs += own
-    with replaced_or_nothing(model, record, folded):
+    patches: list[Patch] = []
+    for module, operations in _by_weight(model, record.plan):
+        p = operations[0].projection
+        live = module.base(p.parameter)
+        folded = dict(module.grafts())[p.parameter].folded(live)
+        check_finite(p.weight_name, live, folded)
+        patches += folded.patches
+        costs += [_cost(operation, *folded.costs[operation.slot]) for operation in operations]
+    with replaced_or_nothing(model, record, patches):
         release(model, record)
         drift = None if inputs is None else _difference(_outputs(model, inputs), before)
     return FoldReport(tuple(costs), drift, _notes(costs))
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """One adapted weight and the operations on it."""
-
-    module: Adapted
-    operations: tuple[Operation, ...]
-
-    def folded(self) -> tuple[nn.Parameter, Tensor, list[FoldedProjection]]:
-        """The weight, its new value, and what that costs each projection.
-
-        Raises:
-            StateError: The sum is not finite.
-        """
-        p = self.operations[0].projection
-        live, original = self.module.base(p.parameter), self.module.original(p.parameter)
-        exact = dict(self.module.grafts())[p.parameter].exact(live)
-        value = rounded(exact, live.dtype)
-        check_finite(p.weight_name, exact, value)
-        costs = list(self._costs(exact, value, as_matrix(original, p.layout)))
-        return live, as_weight(value, p.layout, live.shape), costs
-
-    def _costs(self, exact: Tensor, value: Tensor, original: Tensor) -> Iterator[FoldedProjection]:
-        for operation in self.operations:
-            rows = operation.projection.rows
-            own = _rows(exact, rows)
-            before = _rows(original, rows).to(own)
-            error = (_rows(value, rows) - own).norm()
-            drift, update = error / own.norm(), error / (own - before).norm()
-            yield FoldedProjection(
-                name=operation.name,
-                role=str(operation.projection.role),
-                drift=float(drift.nan_to_num()),
-                update_error=float(update.nan_to_num()),
-            )
-
-
-def _sums(model: nn.Module, plan: Plan) -> list[_Sum]:
-    grouped: dict[str, list[Operation]] = defaultdict(list)
-    for operation in plan.operations:
-        grouped[operation.projection.weight_name].append(operation)
-    sums = []
-    for operations in grouped.values():
-        module = model.get_submodule(operations[0].projection.module)
-        assert isinstance(module, Adapted)
-        sums.append(_Sum(module, tuple(operations)))
-    return sums
-
-
-def _rows(matrix: Tensor, rows: Rows) -> Tensor:
-    """The given rows, as a view where they are one run."""
-    if len(rows) == 1 and rows[0][2] == 1:
-        return matrix[rows[0][0] : rows[0][1]]
-    return take(matrix, rows)
-
-
-def check_finite(name: str, exact: Tensor, value: Tensor) -> None:
-    """Refuse a folded weight that is not finite.
+def check_finite(name: str, live: Tensor, folded: Folded) -> None:
+    """Refuse a folded weight that is not finite; its other rows count too.
 
     Raises:
         StateError: It says whether the sum is to blame, or the range of the dtype.
     """
-    if value.isfinite().all():
+    squares = [square for square, _ in folded.costs.values()]
+    summed = all(math.isfinite(s.exact) for s in squares) and _is_finite(live)
+    if summed and all(math.isfinite(s.error) for s in squares):
         return
-    if exact.isfinite().all():
-        why = f"the sum is beyond the range of {value.dtype}"
+    if summed:
+        why = f"the sum is beyond the range of {live.dtype}"
         remedy = "fold in a wider dtype: model.float()"
     else:
         why = "the sum is not finite: training diverged"
         remedy = "load an earlier adapter file, or call surgery.undo(model)"
     raise StateError(f"{name} cannot be folded", where=name, why=why, remedy=remedy)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """In one pass and without a copy: NaN and infinity both show in the extremes."""
+    low, high = tensor.detach().aminmax()
+    return math.isfinite(low) and math.isfinite(high)
+
+
+def _cost(operation: Operation, squares: Squares, update: float) -> FoldedProjection:
+    error = math.sqrt(squares.error)
+    return FoldedProjection(
+        name=operation.name,
+        role=str(operation.projection.role),
+        drift=error / math.sqrt(squares.exact) if squares.exact else 0.0,
+        update_error=error / math.sqrt(update) if update else 0.0,
+    )
+
+
+def _by_weight(model: nn.Module, plan: Plan) -> Iterator[tuple[Adapted, list[Operation]]]:
+    """The operations on each weight, with the module that owns it."""
+    grouped: dict[str, list[Operation]] = defaultdict(list)
+    for operation in plan.operations:
+        grouped[operation.projection.weight_name].append(operation)
+    for operations in grouped.values():
+        module = model.get_submodule(operations[0].projection.module)
+        assert isinstance(module, Adapted)
+        yield module, operations
 
 
 def _outputs(model: nn.Module, inputs: ExampleInputs | None) -> list[Tensor]:

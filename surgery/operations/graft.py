@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,33 @@ from torch import Tensor, nn
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout, Rows
 from surgery.operations.product import Span, is_plain, product
-from surgery.operations.rows import Block, as_matrix, as_weight, assemble, blocks, take
+from surgery.operations.rows import (
+    Block,
+    as_matrix,
+    as_weight,
+    assemble,
+    blocks,
+    indices,
+    runs_of,
+    take,
+)
+from surgery.operations.sums import Squares, product_square, rounded_sum
+
+Patch = tuple[Tensor, Tensor]
+"""A view of a weight, and the values that it is to have."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What folding writes into one weight, and what it costs.
+
+    Attributes:
+        patches: Views of the live weight with their new values.
+        costs: For each slot the squared norms of its rows, and that of its update.
+    """
+
+    patches: list[Patch]
+    costs: dict[str, tuple[Squares, float]]
 
 
 class Graft(nn.ModuleDict):
@@ -116,31 +143,36 @@ class Graft(nn.ModuleDict):
         wide = torch.promote_types(dtype, torch.float32)
         return self._plus_corrections(self.original.to(device=device, dtype=wide))
 
-    def exact(self, live: Tensor) -> Tensor:
-        """The sum that folding rounds: original + corrections + deltas, ``(out, in)``, float64.
+    def folded(self, live: Tensor) -> Folded:
+        """What folding writes: round(original + corrections + deltas), summed in float64.
 
         Args:
             live: The weight in the model; it is the original where no adapter corrects it.
         """
-        base = live.detach() if self.original is None else self.original
+        base = live.detach() if self.original is None else self.original.to(live.device)
         # Apple's accelerator has no float64.
-        device = torch.device("cpu") if live.device.type == "mps" else live.device
-        total = as_matrix(base.to(device, torch.float64, copy=True), self.layout)
+        base = as_matrix(base.cpu() if base.device.type == "mps" else base, self.layout)
+        target = as_matrix(live.detach(), self.layout)
+        folded = Folded([], {})
         for slot, adapter in self.adapters():
-            correction = adapter.correction()
-            if correction is not None:
-                c, d = (factor.detach().to(total) for factor in correction)
-                self._add(total, slot, c @ d)
-            self._add(total, slot, adapter.delta(torch.float64).to(total))
-        return total
+            left, right = _update(adapter, base)
+            squares = Squares()
+            where = self._blocks[slot]
+            parts = torch.split(left, [block.size for block in where])
+            for block, part in zip(where, parts, strict=True):
+                value, own = rounded_sum(_runs_of(base, block), part, right)
+                folded.patches.append((_runs_of(target, block), value))
+                squares += own
+            folded.costs[slot] = squares, product_square(left, right)
+        if self.original is not None:
+            folded.patches.extend(self._untouched(base, target))
+        return folded
 
-    def _add(self, total: Tensor, slot: str, part: Tensor) -> None:
-        """Add to the rows of one adapter in place; the other rows keep their bits."""
-        where = self._blocks[slot]
-        for block, piece in zip(where, part.split([b.size for b in where]), strict=True):  # type: ignore[no-untyped-call]
-            grid = total.view(block.count, block.period, -1)
-            rows = grid.narrow(1, block.start, block.length)
-            rows += piece.reshape(block.count, block.length, -1)
+    def _untouched(self, base: Tensor, target: Tensor) -> list[Patch]:
+        """Rows without an adapter as they were: correcting may have turned -0.0 into 0.0 there."""
+        taken = {channel for rows in self._rows.values() for channel in indices(rows)}
+        runs = runs_of([channel for channel in range(self.total) if channel not in taken])
+        return [(target[a : a + n], base[a : a + n].clone()) for a, n in runs]
 
     def _plus_corrections(self, weight: Tensor) -> Tensor:
         parts: list[tuple[str, Tensor]] = []
@@ -155,6 +187,22 @@ class Graft(nn.ModuleDict):
 
     def _spread(self, parts: list[tuple[str, Tensor]], dim: int) -> Tensor:
         return assemble([(self._blocks[slot], part) for slot, part in parts], self.total, dim)
+
+
+def _runs_of(matrix: Tensor, block: Block) -> Tensor:
+    """The channels of a block as a view, (count, length, in)."""
+    return matrix.view(block.count, block.period, -1).narrow(1, block.start, block.length)
+
+
+def _update(adapter: Adapter, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Correction and delta as one pair of factors, (out, k) and (k, in), float64."""
+    pairs = [adapter.factors(), adapter.correction()]
+    left, right = zip(*(pair for pair in pairs if pair is not None), strict=True)
+    wide = {"device": like.device, "dtype": torch.float64}
+    return (
+        torch.cat([b.detach().to(**wide) for b in left], 1),
+        torch.cat([a.detach().to(**wide) for a in right]),
+    )
 
 
 def _is_linear(adapter: Adapter) -> bool:

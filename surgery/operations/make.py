@@ -41,8 +41,7 @@ def make_adapter(operation: Operation, device: torch.device | str) -> Adapter:
             **spec.options,
         )
     except SurgeryError as error:
-        named, where = type(error), error.where or operation.name
-        raise named(error.what, where=where, why=error.why, remedy=error.remedy) from None
+        raise named(error, operation) from None
     except (TypeError, ValueError, ArithmeticError) as error:  # an option that makes no sense
         raise PolicyError(
             f"an adapter {spec.kind!r} cannot be made",
@@ -50,6 +49,12 @@ def make_adapter(operation: Operation, device: torch.device | str) -> Adapter:
             why=f"{type(error).__name__}: {error}",
             remedy=f"check its options in the policy: {', '.join(spec.options) or 'there are none'}",
         ) from error
+
+
+def named(error: SurgeryError, operation: Operation) -> SurgeryError:
+    """The same error of an adapter, which knows no names, with the projection that it sits on."""
+    where = error.where or operation.name
+    return type(error)(error.what, where=where, why=error.why, remedy=error.remedy)
 
 
 def trained_numbers(module: nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from surgery.operations.adapted import Adapted, adapted_modules, dress, strip
 from surgery.operations.graft import Graft
 from surgery.operations.state import Record, remember
+
+_PIECE = 2**17
+"""Entries that are held twice while two tensors change places."""
 
 
 @contextmanager
@@ -36,31 +39,30 @@ def tensors_or_nothing(tensors: Iterable[Tensor], owners: Iterable[Adapted] = ()
 
 @contextmanager
 def replaced_or_nothing(
-    model: nn.Module, record: Record, weights: dict[nn.Parameter, Tensor]
+    model: nn.Module, record: Record, patches: Sequence[tuple[Tensor, Tensor]]
 ) -> Iterator[None]:
     """Give weights new values; if that or what happens inside fails, the model is adapted again.
 
     Args:
         model: An adapted model; inside, its adapters may be taken out.
         record: Its record.
-        weights: The new value of each weight. Used up on the way, so that only one weight is held
-            twice.
+        patches: Views of weights, each with its new values. The two change places, so no weight is
+            held twice; afterwards the values are the old ones.
     """
     seats: list[tuple[nn.Module, dict[str, Graft]]] = [
         (module, dict(module.grafts())) for _, module in adapted_modules(model)
     ]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    before: dict[nn.Parameter, Tensor] = {}
+    before: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
-            for weight in list(weights):
-                before[weight] = weight.detach().clone()
-                weight.copy_(weights.pop(weight))
+            for target, value in patches:
+                _exchange(target, value, before)
         yield
     except BaseException:
         with torch.no_grad():
-            for weight, value in before.items():
-                weight.copy_(value)
+            for target, value in reversed(before):
+                target.copy_(value)
         for module, grafts in seats:
             if isinstance(module, Adapted):
                 strip(module)
@@ -69,3 +71,14 @@ def replaced_or_nothing(
             parameter.requires_grad_(flag)
         remember(model, record)
         raise
+
+
+def _exchange(one: Tensor, other: Tensor, before: list[tuple[Tensor, Tensor]]) -> None:
+    """Swap two tensors piece by piece; ``before`` always tells what was in ``one``."""
+    rows = max(1, _PIECE * len(one) // max(1, one.numel()))
+    for here, there in zip(torch.split(one, rows), torch.split(other, rows), strict=True):
+        held = here.clone()
+        before.append((here, held))
+        here.copy_(there)
+        there.copy_(held)
+        before[-1] = here, there

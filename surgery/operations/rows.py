@@ -47,7 +47,7 @@ def blocks(rows: Rows, total: int) -> tuple[Block, ...]:
 
     The blocks, one after the other, hold the channels in the order of ``rows``.
     """
-    runs = _runs(indices(rows))
+    runs = runs_of(indices(rows))
     period = runs[1][0] - runs[0][0] if len(runs) > 1 else total
     start, length = runs[0]
     regular = all(run == (start + i * period, length) for i, run in enumerate(runs))
@@ -97,7 +97,7 @@ def take(matrix: Tensor, rows: Rows) -> Tensor:
     return matrix.index_select(0, torch.tensor(indices(rows), device=matrix.device))
 
 
-def _runs(channels: list[int]) -> list[tuple[int, int]]:
+def runs_of(channels: list[int]) -> list[tuple[int, int]]:
     """Maximal runs of consecutive channels as ``(start, length)``."""
     runs: list[tuple[int, int]] = []
     for channel in channels:

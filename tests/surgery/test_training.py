@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.optim import Lion
 from torch import nn
 from torch.nn import functional as F
 
@@ -58,13 +59,16 @@ def backward(model, step):
     F.mse_loss(model(x), target).backward()
 
 
+def trainable(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def adamw(model, **options):
-    trainable = (p for p in model.parameters() if p.requires_grad)
-    return torch.optim.AdamW(trainable, lr=1e-2, weight_decay=0.0, **options)
+    return torch.optim.AdamW(trainable(model), lr=1e-2, weight_decay=0.0, **options)
 
 
 def momentum(model):
-    return torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 0.05, momentum=0.9)
+    return torch.optim.SGD(trainable(model), 0.05, momentum=0.9)
 
 
 def train(model, optimizer, recomposer, steps):
@@ -77,7 +81,20 @@ def train(model, optimizer, recomposer, steps):
 
 def exact_weights(model):
     """W0 + corrections + deltas of every layer in float64: the function that is trained."""
-    return [graft.exact(m.base(n)) for m in (model[0], model[2]) for n, graft in m.grafts()]
+    return [
+        m.original(name).double() + assembled(graft)
+        for m in (model[0], model[2])
+        for name, graft in m.grafts()
+    ]
+
+
+def assembled(graft):
+    """The adapters of a weight lie on consecutive rows here."""
+    parts = []
+    for _, adapter in graft.adapters():
+        c, d = adapter.correction()
+        parts.append(c.double() @ d.double() + adapter.delta())
+    return torch.cat(parts)
 
 
 @settings(max_examples=30, deadline=None)
@@ -157,8 +174,11 @@ def test_twenty_switches_round_a_bfloat16_weight_once(kind):
         lambda model: adamw(model, foreach=True, amsgrad=True),
         lambda model: adamw(model, fused=True),
         momentum,
+        lambda model: Lion(trainable(model), lr=1e-3),
+        lambda model: Lion(trainable(model), lr=1e-3, foreach=True),
+        lambda model: torch.optim.NAdam(trainable(model)),
     ],
-    ids=["adamw foreach amsgrad", "adamw fused", "sgd momentum"],
+    ids=["adamw foreach amsgrad", "adamw fused", "sgd", "lion", "lion foreach", "nadam"],
 )
 def test_state_and_gradient_of_the_swapped_pairs_are_cleared_and_nothing_else(kind, make):
     model = network(kind)
@@ -189,6 +209,133 @@ def test_state_and_gradient_of_the_swapped_pairs_are_cleared_and_nothing_else(ki
                 assert torch.equal(current[~moved], before[~moved])
             if "step" in was:
                 assert now["step"] == was["step"]
+
+
+def test_factored_moments_lose_the_entries_of_the_swapped_pairs():
+    """Adafactor keeps one row and one column of B's moments: the pairs are along one of them."""
+    model = network()
+    optimizer = torch.optim.Adafactor(trainable(model), lr=1e-2)
+    recomposer = Recomposer(model, optimizer, total_steps=12)
+    train(model, optimizer, recomposer, range(3))
+    backward(model, 3)
+    before = copy.deepcopy([dict(optimizer.state[p]) for p in trainable(model)])
+    weights = [p.detach().clone() for p in trainable(model)]
+    assert recomposer.step() is not None
+    dims = {id(p): dim for _, a in adapters_of(model) for p, dim in a.pairs().values()}
+    for parameter, weight, was in zip(trainable(model), weights, before, strict=True):
+        dim, now = dims[id(parameter)], optimizer.state[parameter]
+        moved = (parameter != weight).movedim(dim, 0).reshape(4, -1).all(1)
+        for name in ("row_var", "col_var"):
+            if now[name].shape[dim] == 1:
+                assert torch.equal(now[name], was[name])
+                continue
+            current, old = (t.movedim(dim, 0).reshape(4, -1) for t in (now[name], was[name]))
+            assert old.any(1).all() and not current[moved].any()
+            assert torch.equal(current[~moved], old[~moved])
+
+
+def test_quantised_moments_are_left_alone_and_said(caplog):
+    """Zero is a code in an 8-bit table, and not zero."""
+    model = network()
+    optimizer = momentum(model)
+    for parameter in trainable(model):
+        codes = torch.full(parameter.shape, 7, dtype=torch.uint8)
+        optimizer.state[parameter]["state1"] = codes
+    recomposer = Recomposer(model, optimizer, total_steps=3)
+    backward(model, 0)
+    assert recomposer.step() is not None
+    assert "state1 is torch.uint8" in caplog.text
+    assert all((state["state1"] == 7).all() for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_under_a_grad_scaler_the_run_is_the_same(kind):
+    """Scores see unscaled gradients, so the same pairs are swapped; a power of two rounds nothing."""
+    runs = []
+    for scaled in (False, True):
+        model = network(kind)
+        optimizer = momentum(model)
+        recomposer = Recomposer(model, optimizer, total_steps=12)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+        for step in range(12):
+            optimizer.zero_grad()
+            x, target = batch(step)
+            scaler.scale(F.mse_loss(model(x), target)).backward()
+            scaler.unscale_(optimizer)
+            recomposer.step()
+            scaler.step(optimizer)
+            scaler.update()
+        runs.append((model.state_dict(), [r.swapped for r in recomposer.history]))
+    (one, swaps), (other, others) = runs
+    assert len(swaps) == 2 and swaps == others
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_an_overflow_under_a_grad_scaler_skips_scores_and_step():
+    model = network()
+    optimizer = adamw(model)
+    recomposer = Recomposer(model, optimizer, total_steps=12)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = copy.deepcopy(model.state_dict())
+    x, target = batch(0)
+    scaler.scale(F.mse_loss(model(x) * 1e6, target)).backward()
+    scaler.unscale_(optimizer)
+    recomposer.step()
+    scaler.step(optimizer)
+    assert recomposer.skipped == 1
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_gradient_accumulation_is_one_large_batch():
+    """One call an optimizer step: the scores see the sum, whichever way it came about."""
+    scores, weights = [], []
+    for parts in (1, 4):
+        model = network()
+        optimizer = momentum(model)
+        recomposer = Recomposer(model, optimizer, total_steps=12)
+        for step in range(5):
+            optimizer.zero_grad()
+            for x, y in zip(*(t.chunk(parts) for t in batch(step)), strict=True):
+                (F.mse_loss(model(x), y) / parts).backward()
+            recomposer.step()
+            optimizer.step()
+        scores.append(torch.cat([a.scores() for _, a in adapters_of(model)]))
+        weights.append(torch.cat([w.flatten() for w in exact_weights(model)]))
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+
+
+def test_clipping_afterwards_changes_no_score_and_keeps_the_swapped_pairs_at_rest():
+    models = [network(), network()]
+    for model, clip in zip(models, (False, True), strict=True):
+        optimizer = momentum(model)
+        recomposer = Recomposer(model, optimizer, total_steps=3)
+        backward(model, 0)
+        report = recomposer.step()
+        assert report is not None
+        if clip:
+            torch.nn.utils.clip_grad_norm_(trainable(model), 1e-3)
+            assert torch.nn.utils.get_total_norm([p.grad for p in trainable(model)]) <= 1.01e-3
+        for _, adapter in adapters_of(model):
+            assert int((adapter.B.grad == 0).all(0).sum()) == adapter.swap
+    for (_, one), (_, other) in zip(*map(adapters_of, models), strict=True):
+        assert torch.equal(one.B, other.B)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_never_reaches_scores_or_switch(value):
+    """Also where a switch is due in that very step: it goes by the scores of before."""
+    model = network()
+    recomposer = Recomposer(model, momentum(model), total_steps=3)
+    backward(model, 0)
+    adapter = next(iter(adapters_of(model)))[1]
+    adapter.B.grad[0, 0] = value
+    assert recomposer.step() is not None
+    assert recomposer.skipped == 1
+    for _, each in adapters_of(model):
+        assert each.scores().isfinite().all()
+        assert each.B.isfinite().all() and each.A.isfinite().all()
+    assert all(weight.isfinite().all() for weight in exact_weights(model))
 
 
 def test_fp32_masters_take_the_new_values():

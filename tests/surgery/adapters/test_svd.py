@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from surgery.adapters.svd import leading
+from surgery.adapters import krylov
+from surgery.adapters.svd import is_few, leading
+from surgery.errors import StateError
 
 
 def spectrum(out_features, in_features, values, seed=0):
@@ -20,37 +24,90 @@ def with_gap(count, short):
     return torch.cat([torch.linspace(3, 2, count), torch.linspace(1, 0.1, short - count)])
 
 
-# a few directions of a wide enough weight take the randomised path, many take the exact one
+def angles(weight, u, s, vh):
+    """Principal angle (its sine) of each leading span that ends at a gap of a hundredth, either side."""
+    exact_u, exact_s, exact_vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    for j in range(1, min(len(s) + 1, len(exact_s))):
+        if exact_s[j - 1] - exact_s[j] < krylov.GAP * exact_s[j - 1]:
+            continue
+        for ours, exact in ((u[:, :j], exact_u[:, :j]), (vh[:j].T, exact_vh[:j].T)):
+            off = ours.double() - exact @ (exact.T @ ours.double())
+            yield float(torch.linalg.matrix_norm(off, 2))
+
+
+# a few directions of a wide enough weight take the iteration, many take the full decomposition
 @pytest.mark.parametrize(
-    ("out", "in_", "count"), [(240, 200, 8), (200, 260, 8), (40, 30, 8), (30, 40, 30)]
+    ("out", "in_", "count"), [(480, 440, 8), (440, 500, 8), (40, 30, 8), (30, 40, 30)]
 )
 def test_spans_the_leading_subspaces(out, in_, count):
     short = min(out, in_)
     weight = spectrum(out, in_, with_gap(min(count, short - 1), short))
     u, s, vh = leading(weight.float(), count)
-    exact_u, exact_s, exact_vh = torch.linalg.svd(weight, full_matrices=False)
-    torch.testing.assert_close(s.double(), exact_s[:count], rtol=1e-4, atol=1e-5)
-    for ours, exact in ((u, exact_u[:, :count]), (vh.T, exact_vh[:count].T)):
-        sines = torch.linalg.matrix_norm(ours.double() - exact @ (exact.T @ ours.double()), 2)
-        assert sines < 1e-3
+    found = list(angles(weight, u, s, vh))
+    assert found and max(found) < 1e-3
+    exact = torch.linalg.svdvals(weight)
+    torch.testing.assert_close(s.double(), exact[:count], rtol=1e-4, atol=1e-5)
+    for ours in (u, vh.T):
         torch.testing.assert_close(ours.T @ ours, torch.eye(count), rtol=0, atol=1e-4)
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    out=st.integers(170, 260),
+    in_=st.integers(170, 260),
+    count=st.integers(1, 16),
+    decay=st.floats(0.005, 0.5),
+    outlier=st.sampled_from([1.0, 10.0, 100.0]),
+    seed=st.integers(0, 99),
+)
+def test_small_gaps_and_outliers_like_those_of_trained_weights(
+    out, in_, count, decay, outlier, seed
+):
+    """Power laws with ragged steps: one power iteration after the other would not tell them apart."""
+    short = min(out, in_)
+    ragged = 1 + 0.03 * torch.rand(short, generator=torch.Generator().manual_seed(seed))
+    values = torch.arange(1, short + 1.0) ** -decay * ragged.cumprod(0).flip(0) / ragged.prod()
+    values[0] *= outlier
+    weight = spectrum(out, in_, values, seed).float()
+    found = krylov.leading(weight, count)
+    assert found is None or max(angles(weight, *found), default=0.0) < 1e-3
+
+
+def test_the_iteration_serves_large_weights_and_says_when_it_cannot():
+    weight = spectrum(240, 200, with_gap(8, 200)).float()
+    assert krylov.leading(weight, 8) is not None
+    few = spectrum(450, 440, torch.ones(6)).float()  # fewer directions than asked for
+    assert is_few(few, 8)
+    assert krylov.leading(few, 8) is None
+    u, s, vh = leading(few, 8)
+    torch.testing.assert_close((u * s) @ vh, few, rtol=0, atol=1e-5)
+    assert all(t.isfinite().all() for t in leading(torch.zeros(450, 440), 8))
+
+
+def test_it_does_not_settle_before_the_directions_are_right(monkeypatch):
+    """Without its certificate it would stop at the first try, with other directions."""
+    values = torch.cat([torch.linspace(1.2, 1.02, 8), torch.linspace(1, 0.9, 492)])
+    weight = spectrum(500, 500, values).float()
+    assert max(angles(weight, *leading(weight, 8))) < 1e-3
+    monkeypatch.setattr(krylov, "_is_settled", lambda residual, s: True)
+    assert max(angles(weight, *leading(weight, 8))) > 1e-3
+
+
 def test_a_flat_spectrum_is_still_nearly_the_best_approximation():
-    weight = torch.randn(240, 200, generator=torch.Generator().manual_seed(3))
+    weight = torch.randn(450, 440, generator=torch.Generator().manual_seed(3))
     u, s, vh = leading(weight, 8)
     best = torch.linalg.svdvals(weight.double())[8:].norm()
     assert (weight - (u * s) @ vh).norm() < 1.01 * best
 
 
-@pytest.mark.parametrize("shape", [(240, 200), (20, 30)])
+@pytest.mark.parametrize("shape", [(450, 440), (20, 30)])
 def test_signs_are_fixed(shape):
     u, _, _ = leading(torch.randn(*shape, generator=torch.Generator().manual_seed(1)), 6)
     assert (u.gather(0, u.abs().argmax(0, keepdim=True)) > 0).all()
 
 
 def test_equal_weights_give_equal_directions_and_leave_global_randomness_alone():
-    weight = torch.randn(240, 200, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(450, 440, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
     first = leading(weight, 6)
     state = torch.get_rng_state()
@@ -59,3 +116,12 @@ def test_equal_weights_give_equal_directions_and_leave_global_randomness_alone()
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     torch.manual_seed(0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [(450, 440), (20, 30)])
+def test_what_is_not_finite_is_refused(shape, value):
+    weight = torch.ones(shape)
+    weight[3, 2] = value
+    with pytest.raises(StateError, match="not finite"):
+        leading(weight, 4)

@@ -88,6 +88,16 @@ def test_untrained_adapters_fold_to_the_original_bits(net: nn.Module, adapt: Ada
     assert all(p.update_error >= 0 for p in report.projections)
 
 
+def test_rows_without_an_adapter_keep_their_bits(net: nn.Module, adapt: Adapt) -> None:
+    """Correcting the weight of a singular start turns -0.0 into 0.0 in its other rows."""
+    weight = net.blocks[0].attn.qkv.weight
+    with torch.no_grad():
+        weight[16:32] = -0.0
+    adapt(net, adapter="srlora", rank=4)
+    fold(net)
+    assert weight[16:32].signbit().all()
+
+
 def test_nothing_applied_and_folding_twice(net: nn.Module, adapt: Adapt) -> None:
     with pytest.raises(StateError, match="nothing to fold"):
         fold(net)

@@ -48,3 +48,18 @@ def test_bfloat16_is_the_nearest_neighbour(bits: int, beside: int, negative: boo
 def test_wider_types_are_torch_s_own(dtype: torch.dtype) -> None:
     exact = torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(rounded(exact, dtype), exact.to(dtype))
+
+
+def test_every_float32_beside_a_tie_of_16_bits_and_its_neighbours_in_float64() -> None:
+    """Ties of normal and subnormal values, zeros, overflow: against a search among neighbours."""
+    for dtype in (torch.bfloat16, torch.float16):
+        whole = torch.arange(0, 2**15, dtype=torch.int32).to(torch.int16).view(dtype).double()
+        low, high = whole[:-1], whole[1:]
+        low, high = (side[low.isfinite() & high.isfinite()] for side in (low, high))
+        tie = low + (high - low) / 2
+        for step in (-(2.0**-40), 0.0, 2.0**-40):
+            exact = tie + (high - low) * step
+            even = torch.where(torch.arange(len(low)) % 2 == 0, low, high)
+            expected = even if step == 0 else (high if step > 0 else low)
+            for sign in (1, -1):
+                assert torch.equal(rounded(sign * exact, dtype).double(), sign * expected)

@@ -1,0 +1,86 @@
+"""Base plus low-rank update, summed in float64 and rounded once, a piece at a time.
+
+A weight is read once, in pieces that stay in the processor's cache from the float64 sum to the rounded
+value and the norms of what rounding took, so float64 costs arithmetic and no memory traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from surgery.operations.rounding import rounded
+
+_PIECE = 2**16
+"""Entries of a piece on each thread: half a megabyte in float64."""
+_PIECE_ELSEWHERE = 2**24
+"""Entries of a piece on an accelerator, which wants large ones."""
+
+
+@dataclass
+class Squares:
+    """Squared Frobenius norms, summed over pieces.
+
+    Attributes:
+        exact: Of the sums.
+        error: Of what rounding took from them.
+    """
+
+    exact: float = 0.0
+    error: float = 0.0
+
+    def __iadd__(self, other: Squares) -> Squares:
+        self.exact += other.exact
+        self.error += other.error
+        return self
+
+
+def rounded_sum(base: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Squares]:
+    """round(base + left @ right), rounded once to the dtype of ``base``.
+
+    Args:
+        base: (count, length, in), any strides: count runs of rows.
+        left: (count * length, k), float64.
+        right: (k, in), float64.
+
+    Returns:
+        The values, in the shape of ``base``, and squared norms; these are not finite where the values are
+        not.
+    """
+    value, squares, scratch = torch.empty_like(base), Squares(), None
+    left = left.view(*base.shape[:2], -1)
+    for periods, rows in _pieces(base):
+        part, own = base[periods, rows], left[periods, rows].flatten(0, 1)
+        if scratch is None or scratch.shape != part.shape:
+            scratch = torch.empty(part.shape, dtype=torch.float64, device=base.device)
+        exact = scratch.copy_(part).view(-1, base.shape[2])
+        exact.addmm_(own, right)
+        total = _square(exact)
+        near = value[periods, rows].copy_(rounded(exact, base.dtype).view(part.shape))
+        squares += Squares(total, _square(exact.sub_(near.reshape(exact.shape))))
+    return value, squares
+
+
+def product_square(left: Tensor, right: Tensor) -> float:
+    """The squared Frobenius norm of ``left @ right`` by way of the small Gram matrices, k x k."""
+    return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
+
+
+def _pieces(base: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of the first two dimensions that cover ``base`` in pieces of bounded size."""
+    count, length, width = base.shape
+    on_cpu = base.device.type == "cpu"
+    limit = _PIECE * torch.get_num_threads() if on_cpu else _PIECE_ELSEWHERE
+    periods = max(1, limit // (length * width))
+    rows = length if periods > 1 else max(1, min(length, limit // width))
+    for first in range(0, count, periods):
+        for row in range(0, length, rows):
+            yield slice(first, first + periods), slice(row, row + rows)
+
+
+def _square(matrix: Tensor) -> float:
+    flat = matrix.view(-1)
+    return float(flat.dot(flat))

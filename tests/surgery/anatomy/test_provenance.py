@@ -1,0 +1,151 @@
+"""Row provenance against what each hand-written layer says of itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from surgery.anatomy.capture import capture
+from surgery.anatomy.flow import Flow
+from surgery.anatomy.graph import Graph
+from surgery.anatomy.linears import LinearReader
+from surgery.anatomy.provenance import count, rows_reaching, to_runs
+from surgery.anatomy.regions import inline
+
+WIDTH = 12
+Cut = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class Split(nn.Module):
+    """One linear layer whose output is cut into operands."""
+
+    def __init__(self, cut: Cut, out: int = WIDTH, half: bool = False) -> None:
+        super().__init__()
+        self.proj, self.cut = nn.Linear(6, out), cut
+        self.register_buffer("order", torch.tensor([3, 1, 7]))
+        self.register_buffer("keep", torch.tensor([True, False] * (out // 2)))
+        self.norm = nn.LayerNorm(out)
+        if half:
+            self.half()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.proj(x)
+        return self.cut(self, y) if self.cut.__code__.co_argcount == 2 else self.cut(y)
+
+
+def found(model: nn.Module, x: Tensor) -> list[tuple[tuple[int, int, int], ...]]:
+    """The rows of the layer that reach each output of the model."""
+    program = capture(model, (x,), {})
+    graph = Graph(inline(program))
+    flow = Flow(graph, LinearReader(graph, model))
+    (read,) = flow.reader.reads
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    operands = [node for node in output.args[0] if isinstance(node, fx.Node)]
+    return rows_reaching(read, operands, flow)
+
+
+def expected(*operands: list[int]) -> list[tuple[tuple[int, int, int], ...]]:
+    return [to_runs(rows) for rows in operands]
+
+
+ALL = list(range(WIDTH))
+CASES: dict[str, tuple[Cut, list[list[int]]]] = {
+    "whole, only moved": (lambda y: (y.unflatten(-1, (3, 4)).transpose(1, 2).mul(2),), [ALL]),
+    "whole, nothing between": (lambda y: (y,), [ALL]),
+    "thirds": (lambda y: y.chunk(3, -1), [ALL[:4], ALL[4:8], ALL[8:]]),
+    "unequal": (lambda y: y.split([6, 2, 4], -1), [ALL[:6], ALL[6:8], ALL[8:]]),
+    "one operand, a part": (lambda y: (y[..., 2:5] * 3,), [ALL[2:5]]),
+    "interleaved": (lambda y: y.unflatten(-1, (6, 2)).unbind(-1), [ALL[0::2], ALL[1::2]]),
+    "gated": (lambda y: (F.silu(y[..., :6]) * y[..., 6:], y[..., :6]), [ALL, ALL[:6]]),
+    "mixed by a sum": (lambda y: (y.sum(-1, keepdim=True), y[..., :1]), [ALL, [0]]),
+    "rotated halves": (lambda y: (torch.cat([-y[..., 3:6], y[..., :3]], -1),), [ALL[:6]]),
+    "reached by nothing": (lambda y: (torch.zeros_like(y), y), [[], ALL]),
+    "by integers, not at all": (lambda y: (y.argmax(-1), y), [[], ALL]),
+    "indexed by a buffer": (lambda m, y: (y.index_select(-1, m.order), y), [[1, 3, 7], ALL]),
+    "kept by a mask": (lambda m, y: (y.masked_fill(m.keep, 0.0), y), [ALL[1::2], ALL]),
+    "by indices that are made": (
+        lambda y: (y.index_select(-1, torch.arange(5, device=y.device) + 2), y),
+        [ALL[2:7], ALL],
+    ),
+    "complex": (
+        lambda y: (torch.view_as_complex(y[..., :4].unflatten(-1, (2, 2)).contiguous()), y),
+        [ALL[:4], ALL],
+    ),
+    "normed": (lambda m, y: (m.norm(y)[..., :2], y[..., :2]), [ALL, [0, 1]]),
+    "through float16": (lambda y: (y.half().float()[..., :3], y), [ALL[:3], ALL]),
+    "through relu": (lambda y: (F.relu(y - 0.25)[..., 4:], y), [ALL[4:], ALL]),
+}
+
+
+@pytest.mark.parametrize(("cut", "rows"), CASES.values(), ids=CASES)
+def test_rows_are_those_that_the_layer_uses(cut: Cut, rows: list[list[int]]) -> None:
+    assert found(Split(cut), torch.randn(2, 5, 6)) == expected(*rows)
+
+
+def test_weights_are_not_touched_and_none_are_needed() -> None:
+    cut, rows = CASES["thirds"]
+    for model in (Split(cut).to("meta"), Split(cut, half=True)):
+        x = torch.zeros(2, 5, 6, device=model.proj.weight.device, dtype=model.proj.weight.dtype)
+        assert found(model, x) == expected(*rows)
+    broken = Split(cut)
+    nn.init.constant_(broken.proj.weight, float("nan"))
+    assert found(broken, torch.randn(2, 5, 6)) == expected(*rows)
+
+
+class Packed(nn.Module):
+    """A read of the later rows of a packed weight counts from the first row of the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = nn.Parameter(torch.randn(18, 6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.linear(x, self.packed[6:])
+        return y[..., :4], y[..., 4:]
+
+
+def test_a_part_of_a_packed_weight_counts_from_the_first_row() -> None:
+    model, x = Packed(), torch.randn(2, 5, 6)
+    assert found(model, x) == [((6, 10, 1),), ((10, 18, 1),)]
+    whole = Packed()
+    whole.forward = lambda x: (F.linear(x, whole.packed[6:]) * 2,)  # type: ignore[method-assign]
+    assert found(whole, x) == [((6, 18, 1),)]
+
+
+class Channels(nn.Module):
+    """Output channels in dimension 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 9, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.conv(x).chunk(3, 1)
+
+
+def test_channels_of_a_convolution() -> None:
+    rows = found(Channels(), torch.randn(2, 6, 3, 4))
+    assert rows == [((0, 3, 1),), ((3, 6, 1),), ((6, 9, 1),)]
+
+
+def test_reading_does_not_depend_on_the_global_random_state() -> None:
+    cut, rows = CASES["gated"]
+    state = torch.get_rng_state()
+    assert found(Split(cut), torch.zeros(2, 5, 6)) == expected(*rows)
+    torch.set_rng_state(state)
+
+
+@given(st.lists(st.integers(0, 40)))
+def test_runs_hold_each_channel_once_in_order(channels: list[int]) -> None:
+    runs = to_runs(channels)
+    assert [c for run in runs for c in range(*run)] == sorted(set(channels))
+    assert all(step == 1 for *_, step in runs)
+    assert all(one[1] < two[0] for one, two in itertools.pairwise(runs))
+    assert count(runs) == len(set(channels))
