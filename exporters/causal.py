@@ -119,7 +119,8 @@ class DecoderStep(nn.Module):
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        model: Any = self.model
+        return int(model.get_input_embeddings().weight.shape[0])
 
     @property
     def positions(self) -> int | None:
@@ -172,8 +173,9 @@ def check_alone(adapters: bool, example_inputs: bool, dynamic: bool) -> None:
 
 def _shape(model: nn.Module, layer: Any) -> CacheShape:
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-    remembers = isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.ndim == 4
-    if not remembers or keys.shape[:3] != values.shape[:3] or keys.shape[2] != 2:
+    if not (isinstance(keys, Tensor) and isinstance(values, Tensor)) or not (
+        keys.ndim == 4 and keys.shape[:3] == values.shape[:3] and keys.shape[2] == 2
+    ):
         raise _no_decoder(model, f"a {type(layer).__name__} is no plain list of keys and values")
     return CacheShape(keys.shape[1], (keys.shape[-1], values.shape[-1]))
 

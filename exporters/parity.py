@@ -107,7 +107,7 @@ class Truth:
 
 
 def probes(captured: Captured) -> Iterator[Inputs]:
-    """Inputs at batches 1, 2 and 5, and for tokens at two lengths each, with ragged masks."""
+    """Inputs at batches 1, 2 and 5, tokens at two lengths with ragged masks, all else at two sizes."""
     inputs = captured.inputs
     if not inputs.sizes:
         yield inputs
@@ -158,8 +158,9 @@ def relative_error(expected: Array, found: Array) -> float:
 
 
 def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:
-    if axis == BATCH:
+    if axis.endswith(BATCH):
         return BATCHES
     if not axis.endswith(SEQUENCE):
-        return (size,)
+        # An image of twice the size divides into patches and strides as this one does.
+        return (size, 2 * size) if 2 * size <= limits[1] else (size,)
     return (size, size + _LONGER if size + _LONGER <= limits[1] else size - _LONGER)

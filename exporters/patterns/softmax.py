@@ -133,9 +133,10 @@ class SoftmaxBetweenProducts:
 
 def _added(product: fx.Node, walk: _Walk) -> Refusal | None:
     """``baddbmm`` adds a mask to the product: the replay begins with it."""
-    if walk.softcap or walk.factors or product.kwargs.get("beta", 1) != 1:
+    beta, alpha = (product.kwargs.get(name, 1) for name in ("beta", "alpha"))
+    if walk.softcap or walk.factors or beta != 1 or not isinstance(alpha, int | float):
         return Refusal("scores pass through baddbmm before the softmax, with a factor on its mask")
-    walk.scale *= product.kwargs.get("alpha", 1)  # type: ignore[operator]
+    walk.scale *= alpha
     walk.replayed = True
     return None
 
