@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from exporters.evaluate import Evaluator, NotConstantError, index_tensor
 from exporters.inputs import Inputs
 from exporters.patterns.attention import SCORES, unusable
-from exporters.patterns.base import Refusal, is_move
+from exporters.patterns.base import Refusal
+from exporters.patterns.cache import Remembered, remembered, shared_heads
 from exporters.patterns.heads import Gathered, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.operands import Operand, flat_operand, with_heads
@@ -19,20 +19,10 @@ from exporters.patterns.rotary import Rotary, trace_rotary
 from exporters.patterns.scores import Replay, Scores
 from exporters.rewrite import Rewriter, Size
 from surgery.anatomy.attention import Core
-from surgery.anatomy.graph import Graph, op_name, shape_of
+from surgery.anatomy.graph import Graph, shape_of
 
 OPERATOR = ("com.microsoft", "GroupQueryAttention")
-_COPIES = frozenset({"expand", "repeat", "repeat_interleave"})
 _HEAD, _ROTARY = 8, 16
-
-
-@dataclass(frozen=True, eq=False)
-class Remembered:
-    """Keys or values of a cached attention: ``joined = cat([past, new], -2)``."""
-
-    past: fx.Node
-    new: fx.Node
-    joined: fx.Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +141,8 @@ class GroupQueryPattern:
             return Refusal("the scores are no plain (batch, heads, length, length)")
         if (size := shape_of(scores.query)[-1]) % _HEAD:
             return Refusal(f"the heads have size {size}, not a multiple of {_HEAD}")
-        key = _shared(scores.key, scores.key_transposed, shape_of(scores.query)[1], graph)
-        value = _shared(scores.value, False, shape_of(scores.query)[1], graph)
+        key = shared_heads(scores.key, scores.key_transposed, shape_of(scores.query)[1], graph)
+        value = shared_heads(scores.value, False, shape_of(scores.query)[1], graph)
         if key is None or value is None:
             return Refusal("key or value is no plain arrangement of its heads")
         if shape_of(key)[1] != shape_of(value)[1] or shape_of(key)[3] != shape_of(value)[3]:
@@ -201,7 +191,7 @@ class GroupQueryPattern:
     def _cache(
         self, key: fx.Node, value: fx.Node, graph: Graph
     ) -> tuple[Remembered, Remembered] | None:
-        found = [_remembered(node, graph) for node in (key, value)]
+        found = [remembered(node, graph) for node in (key, value)]
         keys, values = found
         return None if keys is None or values is None else (keys, values)
 
@@ -239,36 +229,3 @@ class GroupQueryPattern:
 def _length(node: fx.Node) -> str:
     """A dynamic length as its symbol."""
     return str(node.meta["val"].shape[2])
-
-
-def _shared(operand: fx.Node, transposed: bool, heads: int, graph: Graph) -> fx.Node | None:
-    """The node, (batch, key heads, length, size), whose heads the operand repeats for the query heads."""
-    found = None if transposed else operand
-    node = operand
-    while is_move(node) or op_name(node) in _COPIES:
-        node = node.all_input_nodes[0]
-        shape = shape_of(node)
-        if len(shape) != 4 or heads % shape[1]:
-            continue
-        start = index_tensor(shape)
-        try:
-            copied = Evaluator(graph, {node: start})(operand)
-        except NotConstantError:
-            return found
-        copied = copied.mT if transposed else copied
-        if torch.equal(copied, start.repeat_interleave(heads // shape[1], 1)):
-            found = node
-    return found
-
-
-def _remembered(node: fx.Node, graph: Graph) -> Remembered | None:
-    """The two parts of ``cat([past, new], -2)``, if the past is an input of the graph."""
-    if (
-        op_name(node) != "cat"
-        or len(node.all_input_nodes) != 2
-        or node.args[1:] not in {(-2,), (2,)}
-    ):
-        return None
-    past, new = node.all_input_nodes
-    given = past.op == "placeholder" and graph.tensor_name(past) is None
-    return Remembered(past, new, node) if given else None

@@ -37,7 +37,7 @@ class Rotary:
         """Rotate (..., length, size)."""
         cos, sin = self.cos[positions], self.sin[positions]
         turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
-        pairs = turned.unflatten(-1, (-1, 2) if self.interleaved else (2, -1))
+        pairs = turned.reshape(*x.shape[:-1], *((-1, 2) if self.interleaved else (2, -1)))
         first, second = pairs.unbind(-1 if self.interleaved else -2)
         both = (first * cos - second * sin, second * cos + first * sin)
         return torch.cat([torch.stack(both, -1 if self.interleaved else -2).flatten(-2), rest], -1)
