@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from exporters.errors import ExportError
-from exporters.inputs import BATCH, Inputs
+from exporters.inputs import BATCH, Inputs, identifier
 from surgery.anatomy.capture import capture as capture_graph
 
 _UNBOUNDED = 2**31
@@ -53,7 +53,10 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         inputs = inputs.resized({BATCH: 2})
     # AUTO keeps a dimension dynamic as far as the model's own guards allow. Named dimensions would
     # fail on each guard that narrows them, and two inputs with one batch need no common symbol.
-    dims = {name: dict.fromkeys(inputs.axes.get(name, ()), Dim.AUTO) for name in inputs.tensors}
+    dims = {
+        identifier(name): dict.fromkeys(inputs.axes.get(name, ()), Dim.AUTO)
+        for name in inputs.tensors
+    }
     shapes = {**dims, **dict.fromkeys(inputs.constants)} if inputs.sizes else None
     # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
     with torch.no_grad(), _FourDimensions():
@@ -119,7 +122,7 @@ def _symbols(program: ExportedProgram, inputs: Inputs) -> tuple[dict[str, str], 
     nodes = placeholders(program)
     for name, axes in inputs.axes.items():
         for dim, axis in axes.items():
-            size = nodes[name].meta["val"].shape[dim]
+            size = nodes[identifier(name)].meta["val"].shape[dim]
             number = size if isinstance(size, int) else size.node.maybe_as_int()
             if number is None:
                 symbols[str(size)] = axis

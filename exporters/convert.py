@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from exporters.capture import Captured
 from exporters.errors import ExportError
+from exporters.inputs import identifier
 
 OPSET = 20
 """Opset 23 turns SDPA into ai.onnx::Attention, but breaks rotary embeddings at batch > 1."""
@@ -50,6 +51,9 @@ def to_ir(captured: Captured, program: ExportedProgram | None = None) -> ir.Mode
             ) from error
     assert program_ is not None
     program_.rename_axes(dict(captured.symbols))
+    names = {identifier(name): name for name in captured.inputs.tensors}
+    for value in program_.model.graph.inputs:
+        value.name = names.get(str(value.name), value.name)
     clean(program_.model)
     return program_.model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 
@@ -22,6 +23,7 @@ class Evaluator:
         graph: The program the nodes belong to.
         known: Values to start from.
         transparent: Nodes that hand on their first tensor unchanged, whatever they compute.
+        sizes: Size of a dynamic dimension, by its symbol, where it is not the one captured.
     """
 
     def __init__(
@@ -29,8 +31,10 @@ class Evaluator:
         graph: Graph,
         known: Mapping[fx.Node, Any] | None = None,
         transparent: Collection[fx.Node] = (),
+        sizes: Mapping[sympy.Symbol, int] | None = None,
     ) -> None:
         self.graph, self.transparent = graph, transparent
+        self.sizes = {symbol: sympy.Integer(size) for symbol, size in (sizes or {}).items()}
         self.values: dict[fx.Node, Any] = dict(known or {})
 
     def __call__(self, node: fx.Node) -> Any:
@@ -43,10 +47,17 @@ class Evaluator:
             self.values[node] = self._compute(node)
         return self.values[node]
 
+    def size(self, size: int | torch.SymInt) -> int:
+        """A size as a number."""
+        if isinstance(size, int):
+            return size
+        found = size.node.expr.xreplace(self.sizes)
+        return int(found) if found.is_number else size_of(size)
+
     def _compute(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
         if isinstance(value, int | torch.SymInt):
-            return size_of(value)
+            return self.size(value)
         if node.op == "placeholder":
             return self._stored(node)
         if node.op != "call_function":

@@ -11,14 +11,16 @@ from typing import Any, Literal
 from torch import nn
 
 from exporters import hooks
-from exporters.capture import capture
+from exporters.capture import Captured, capture
+from exporters.causal import Cache, DecoderStep, check_alone, decoder_step
 from exporters.errors import ExportError, VerificationError
-from exporters.fuse import SCORES_ONLY, WHOLE, Site, fuse
-from exporters.inputs import Axes, collect
+from exporters.fuse import SCORES_ONLY, WHOLE, Site, SitePattern, decoder_patterns, fuse
+from exporters.generation import Generated
+from exporters.inputs import Axes, Inputs, collect
 from exporters.learned import SUFFIX, Learned, split
 from exporters.maker import PORTABLE, PROVIDERS, Maker, Target
 from exporters.metadata import describe, qualified_name, versions
-from exporters.parity import Truth
+from exporters.parity import Reference, Truth
 from exporters.plain import plain_model
 from exporters.precision import TOLERANCES, Precision
 from exporters.preflight import check_destinations
@@ -39,6 +41,7 @@ def to_onnx(
     adapters: Adapters = "fold",
     example_inputs: Any = None,
     dynamic: bool | Axes = True,
+    cache: Cache = False,
     overwrite: bool = False,
     verify: bool = True,
     samples: Any = None,
@@ -70,6 +73,12 @@ def to_onnx(
             timm's pretrained_cfg or transformers' config.
         dynamic: True makes the batch and the length of token inputs dynamic; False fixes every
             shape; ``{"x": {0: "batch"}}`` names the dynamic dimensions.
+        cache: For a causal language model: one step of generation, from ``input_ids``,
+            ``attention_mask`` and ``past_key_values.N.key`` and ``.value`` to ``logits`` and
+            ``present.N.key`` and ``.value``, prompt or single token. See
+            :class:`~exporters.causal.DecoderStep`. Verified by greedy generation; ``samples`` are
+            further prompts. With True, prompts of a batch may be padded on either side; with
+            ``"right"`` on the right alone, rotary embeddings go into the operator too.
         overwrite: Whether existing files may be replaced.
         verify: Whether to verify. Leave it on.
         samples: Real inputs, as for ``example_inputs``, on which top-1 predictions must agree.
@@ -88,26 +97,49 @@ def to_onnx(
     _check_choice("target", target, PROVIDERS)
     _check_choice("precision", precision, TOLERANCES)
     _check_choice("adapters", adapters, ("fold", "runtime"))
+    _check_choice("cache", cache, (False, True, "right"))
     require_runtime()
     names = _names(Path(path).absolute(), target)
     separate = _adapter_file(names[target], adapters, precision)
+    if cache:
+        check_alone(adapters != "fold", example_inputs is not None, dynamic is not True)
     check_destinations([*names.values(), *separate], overwrite)
     plain, learned = split(model) if separate else (plain_model(model), None)
-    inputs = collect(plain.model, example_inputs, dynamic)
-    chosen = None if samples is None else collect(plain.model, samples, dynamic=False)
+    subject, inputs = _subject(plain.model, cache, example_inputs, dynamic)
     facts = describe(plain, inputs, labels=labels, preprocessing=preprocessing, extra=metadata)
-    captured = capture(plain.model, inputs)
-    truth = Truth.of(plain.model, captured, chosen) if verify else None
+    captured = capture(subject, inputs)
+    truth = _reference(subject, captured, samples) if verify else None
     with stage(names[target].parent) as aside:
         maker = Maker(aside, captured, facts, truth, precision)
         if learned is not None:
-            together = Truth.of(learned.adapted, captured, chosen) if verify else None
+            together = _truth(learned.adapted, captured, samples) if verify else None
             maker = _set_apart(learned, maker, aside.folder / separate[0].name, together)
-        files, sites = _make(maker, names, target, plain.model)
+        files, sites = _make(maker, names, target, subject)
         notes = tuple(dict.fromkeys((*plain.notes, *captured.notes, *maker.notes)))
         report = ExportReport(qualified_name(plain.model), files, sites, notes, versions())
         _hand_over(report, aside)
     return report
+
+
+def _subject(
+    model: nn.Module, cache: Cache, example_inputs: Any, dynamic: bool | Axes
+) -> tuple[nn.Module, Inputs]:
+    """What is captured, and on what inputs."""
+    if not cache:
+        return model, collect(model, example_inputs, dynamic)
+    step = decoder_step(model, cache).eval()
+    return step, step.inputs()
+
+
+def _reference(model: nn.Module, captured: Captured, samples: Any) -> Reference:
+    if isinstance(model, DecoderStep):
+        return Generated.of(model, samples)
+    return _truth(model, captured, samples)
+
+
+def _truth(model: nn.Module, captured: Captured, samples: Any) -> Truth:
+    chosen = None if samples is None else collect(model, samples, dynamic=False)
+    return Truth.of(model, captured, chosen)
 
 
 def _set_apart(learned: Learned, maker: Maker, staged: Path, together: Truth | None) -> Maker:
@@ -126,11 +158,16 @@ def _make(
     portable = maker.make(names[PORTABLE], PORTABLE)
     if target == PORTABLE:
         return (portable,), ()
-    # A projection inside the operator would stay fp32.
-    patterns = SCORES_ONLY if maker.precision == "int8" else WHOLE
-    fusion = fuse(maker.captured, model, patterns)
+    fusion = fuse(maker.captured, model, _patterns(model, maker.precision))
     maker.notes.extend(fusion.notes)
     return (maker.make(names[target], target, fusion.expected), portable), fusion.sites
+
+
+def _patterns(model: nn.Module, precision: Precision) -> Sequence[SitePattern]:
+    if isinstance(model, DecoderStep):
+        return decoder_patterns(model.positions, counted=model.counted)
+    # A projection inside the operator would stay fp32.
+    return SCORES_ONLY if precision == "int8" else WHOLE
 
 
 def _names(path: Path, target: Target) -> dict[Target, Path]:
@@ -153,7 +190,7 @@ def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[
     return [path.with_suffix(SUFFIX)]
 
 
-def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+def _check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     if value not in choices:
         raise ExportError(
             f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(map(repr, choices))}"

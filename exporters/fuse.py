@@ -13,13 +13,14 @@ from exporters.capture import Captured
 from exporters.inputs import Inputs
 from exporters.patterns.attention import AttentionPattern
 from exporters.patterns.base import Refusal
+from exporters.patterns.group_query import GroupQueryPattern
 from exporters.patterns.layer_scale import LayerScaleMatch, LayerScalePattern
 from exporters.patterns.multihead import MultiHeadPattern
 from exporters.rewrite import Rewriter
 from exporters.runtime import Operators
 from surgery.anatomy.attention import Core, find_cores
 from surgery.anatomy.flow import Flow
-from surgery.anatomy.graph import Graph, module_path
+from surgery.anatomy.graph import Graph, module_path, op_name
 from surgery.anatomy.linears import LinearReader
 
 
@@ -41,11 +42,16 @@ class SitePattern(Protocol):
         """Return the match, or what is in the way."""
 
 
-WHOLE: tuple[SitePattern, ...] = (AttentionPattern(), MultiHeadPattern())
+WHOLE: tuple[SitePattern, ...] = (AttentionPattern(), GroupQueryPattern(), MultiHeadPattern())
 """The one that takes most into its operator first, the one that takes most sites last."""
 
-SCORES_ONLY: tuple[SitePattern, ...] = (MultiHeadPattern(),)
+SCORES_ONLY: tuple[SitePattern, ...] = WHOLE[1:]
 """Leaves the projections as matrix products of their own, to be quantised."""
+
+
+def decoder_patterns(positions: int | None, *, counted: bool) -> tuple[SitePattern, ...]:
+    """For a step of generation; see :class:`~exporters.patterns.group_query.GroupQueryPattern`."""
+    return GroupQueryPattern(positions, counted), MultiHeadPattern()
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,10 @@ def fuse(captured: Captured, model: nn.Module, patterns: Sequence[SitePattern] =
         patterns: What to fuse a site to; the first that matches is taken.
     """
     program = captured.program
+    # Of an exported program's guesses about dtypes none fails; each would look like a second reader.
+    for node in program.graph.nodes:
+        if op_name(node) == "_assert_tensor_metadata":
+            program.graph.erase_node(node)
     # Averaged attention weights that nobody asked for would look like a second reader.
     program.graph.eliminate_dead_code()
     graph = Graph(program)

@@ -38,7 +38,8 @@ class Inputs:
     @property
     def kwargs(self) -> dict[str, Any]:
         """Everything, to be passed by name."""
-        return {**self.tensors, **self.constants}
+        named = {**self.tensors, **self.constants}
+        return {identifier(name): value for name, value in named.items()}
 
     @property
     def feeds(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -111,6 +112,11 @@ def collect(model: nn.Module, given: Any = None, dynamic: bool | Axes = True) ->
     axes = _usual_axes(tensors) if dynamic is True else dict(dynamic or {})
     _check_axes(tensors, axes)
     return Inputs(tensors, constants, axes)
+
+
+def identifier(name: str) -> str:
+    """The name of an input in Python, ``past_key_values_0_key`` for ``past_key_values.0.key``."""
+    return name.replace(".", "_")
 
 
 def is_mask(name: str, value: Tensor) -> bool:

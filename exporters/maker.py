@@ -14,7 +14,7 @@ from exporters.capture import Captured
 from exporters.hooks import expose
 from exporters.learned import Learned
 from exporters.metadata import with_options
-from exporters.parity import Truth
+from exporters.parity import Reference
 from exporters.precision import TOLERANCES, Precision, lower
 from exporters.report import FileReport
 from exporters.runtime import (
@@ -55,7 +55,7 @@ class Maker:
     aside: Stage
     captured: Captured
     facts: Mapping[str, str]
-    truth: Truth | None
+    truth: Reference | None
     precision: Precision
     learned: Learned | None = None
     adapter: WithAdapter | None = None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +16,6 @@ from torch.utils import _pytree as pytree
 from exporters.capture import Captured
 from exporters.errors import ExportError
 from exporters.inputs import BATCH, SEQUENCE, Inputs
-from exporters.runtime import run
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 BATCHES = (1, 2, 5)
 _LONGER = 3
@@ -49,6 +45,26 @@ class ParityRow:
     def passed(self) -> bool:
         """Whether the error is within the tolerance; NaN is not."""
         return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Found:
+    """How far a file is from the model.
+
+    Attributes:
+        rows: One for each output of each call.
+        agreement: Share of top-1 predictions that agree; None if there was nothing to predict.
+    """
+
+    rows: list[ParityRow]
+    agreement: float | None
+
+
+class Reference(Protocol):
+    """What a file is measured against."""
+
+    def measure(self, call: Call, tolerance: float) -> Found:
+        """Make every call that is to be tried, and compare."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +101,13 @@ class Truth:
                 remedy="pass samples= of the same kind as the example inputs",
             ) from error
 
+    def measure(self, call: Call, tolerance: float) -> Found:
+        """See :class:`Reference`."""
+        return Found(compare(call, self, tolerance), top1_agreement(call, self))
+
 
 def probes(captured: Captured) -> Iterator[Inputs]:
-    """Inputs at batches 1, 2 and 5, and for tokens at two lengths each, with ragged masks."""
+    """Inputs at batches 1, 2 and 5, tokens at two lengths with ragged masks, all else at two sizes."""
     inputs = captured.inputs
     if not inputs.sizes:
         yield inputs
@@ -111,12 +131,12 @@ def compare(call: Call, truth: Truth, tolerance: float) -> list[ParityRow]:
     return rows
 
 
-def top1_agreement(session: onnxruntime.InferenceSession, truth: Truth) -> float | None:
+def top1_agreement(call: Call, truth: Truth) -> float | None:
     """Share of the samples' predictions (argmax of the first output) on which model and file agree."""
     if truth.samples is None:
         return None
     inputs, expected = truth.samples
-    found = run(session, inputs.feeds)
+    found = call(inputs.feeds)
     return float((expected[0].argmax(-1) == found[0].argmax(-1)).mean())
 
 
@@ -138,8 +158,9 @@ def relative_error(expected: Array, found: Array) -> float:
 
 
 def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:
-    if axis == BATCH:
+    if axis.endswith(BATCH):
         return BATCHES
     if not axis.endswith(SEQUENCE):
-        return (size,)
+        # An image of twice the size divides into patches and strides as this one does.
+        return (size, 2 * size) if 2 * size <= limits[1] else (size,)
     return (size, size + _LONGER if size + _LONGER <= limits[1] else size - _LONGER)

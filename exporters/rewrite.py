@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import getitem
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from exporters.patterns.scores import Replay
-from surgery.anatomy.graph import shape_of
+from surgery.anatomy.graph import op_name, shape_of
 
 aten = torch.ops.aten
 Size = fx.Node | int
@@ -24,6 +25,7 @@ class Rewriter:
     def __init__(self, program: ExportedProgram) -> None:
         self.program, self.graph = program, program.graph
         self._masks: dict[fx.Node, fx.Node] = {}
+        self._lengths: dict[object, tuple[fx.Node, fx.Node]] = {}
         self._constants: list[tuple[Tensor, fx.Node]] = []
         self._replaced: dict[fx.Node, fx.Node] = {}
 
@@ -42,6 +44,10 @@ class Rewriter:
         """Let every reader of ``old`` read ``new``."""
         old.replace_all_uses_with(new)
         self._replaced[old] = new
+
+    def return_instead(self, old: fx.Node, new: fx.Node) -> None:
+        """Let the graph return ``new`` where it returned ``old``; other readers stay."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user.op == "output")
 
     def fused(
         self,
@@ -71,13 +77,58 @@ class Rewriter:
             version=1,
         )
 
+    def fused_all(
+        self,
+        operator: tuple[str, str],
+        inputs: Sequence[fx.Node | None],
+        attributes: Mapping[str, Any],
+        shapes: Sequence[Sequence[Size]],
+    ) -> list[fx.Node]:
+        """The same for an operator of several float32 outputs, one shape each."""
+        given = list(inputs)
+        while given[-1] is None:
+            given.pop()
+        made = self.node(
+            torch.onnx.ops.symbolic_multi_out,
+            "::".join(operator),
+            given,
+            dict(attributes),
+            dtypes=[torch.float32] * len(shapes),
+            shapes=[list(shape) for shape in shapes],
+            version=1,
+        )
+        return [self.node(getitem, made, i) for i in range(len(shapes))]
+
+    def counted(self, tokens: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """Index of each row's last token, counted in the padding mask, and the mask's length; int32."""
+
+        def make() -> tuple[fx.Node, fx.Node]:
+            count = self.node(aten.sum.dim_IntList, tokens, [1])
+            last = self.node(aten.sub.Tensor, count, 1)
+            return self._int32(last), self._scalar(self.node(aten.sym_size.int, tokens, 1))
+
+        return self._first(tokens, make)
+
+    def full_lengths(self, batch: Size, total: Size) -> tuple[fx.Node, fx.Node]:
+        """The same where every row has ``total`` keys."""
+
+        def make() -> tuple[fx.Node, fx.Node]:
+            length = self._scalar(total)
+            last = self.node(aten.sub.Tensor, length, 1)
+            return self.node(aten.expand.default, last, [batch]), length
+
+        key = tuple(str(n if isinstance(n, int) else n.meta["val"]) for n in (batch, total))
+        return self._first(key, make)
+
     def sizes(self, x: fx.Node, *dims: int) -> list[Size]:
         """Some sizes of a tensor: numbers where they are fixed, nodes where they are dynamic."""
         found = [(x.meta["val"].shape[dim], dim) for dim in dims]
-        return [
-            size if isinstance(size, int) else self.node(aten.sym_size.int, x, dim)
-            for size, dim in found
-        ]
+        return [size if isinstance(size, int) else self._size(x, dim, size) for size, dim in found]
+
+    def _size(self, x: fx.Node, dim: int, size: torch.SymInt) -> fx.Node:
+        node = self.node(aten.sym_size.int, x, dim)
+        node.meta["val"] = size
+        return node
 
     def padding(self, tokens: fx.Node | None) -> fx.Node | None:
         """The padding mask in the type that the operators take."""
@@ -85,7 +136,7 @@ class Rewriter:
             return None
 
         def cast() -> fx.Node:
-            return self.node(aten._to_copy.default, tokens, dtype=torch.int32)
+            return self._int32(tokens)
 
         return self._once(tokens, cast)
 
@@ -161,11 +212,31 @@ class Rewriter:
         sizes = scores[-len(shape_of(product)) :]
         if len(sizes) == 3:  # one head a row: (batch, length, length)
             sizes = [scores[0], *scores[2:]]
-        copies = {product: self.node(aten.full.default, list(sizes), 0.0)}
+        copies = {product: self._zero_scores(product, sizes)}
         for node in mask.nodes:
             copies[node] = self.graph.node_copy(node, lambda n: copies.get(n) or self._current(n))
         last = copies[mask.nodes[-1]]
-        return last if len(sizes) == 4 else self.node(aten.unsqueeze.default, last, 1)
+        return last if len(sizes) == 4 else self.node(aten.reshape.default, last, list(scores))
+
+    def _zero_scores(self, product: fx.Node, sizes: Sequence[Size]) -> fx.Node:
+        """What a product of zeros gives: zeros, or what ``baddbmm`` adds to it."""
+        if op_name(product) == "baddbmm":
+            return self.node(aten.expand.default, product.args[0], list(sizes))
+        return self.node(aten.full.default, list(sizes), 0.0)
+
+    def _int32(self, x: fx.Node) -> fx.Node:
+        return self.node(aten._to_copy.default, x, dtype=torch.int32)
+
+    def _scalar(self, size: Size) -> fx.Node:
+        return self.node(aten.scalar_tensor.default, size, dtype=torch.int32)
+
+    def _first(
+        self, key: object, make: Callable[[], tuple[fx.Node, fx.Node]]
+    ) -> tuple[fx.Node, fx.Node]:
+        """Make something here, or hand out what an earlier site has made: sites are written in order."""
+        if key not in self._lengths:
+            self._lengths[key] = make()
+        return self._lengths[key]
 
     def _once(self, mask: fx.Node, make: Callable[[], fx.Node]) -> fx.Node:
         """Convert a mask right behind its node, or hand out what was made before: layers share masks."""

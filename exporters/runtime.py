@@ -87,9 +87,10 @@ def open_session(
         save_optimized: Where to write the graph as ONNX Runtime rewrote it.
 
     Raises:
-        ExportError: If the first provider is not there. ONNX Runtime itself would quietly run on
-            the CPU.
+        ExportError: If the first provider is not there (ONNX Runtime itself would quietly run on
+            the CPU), or if ONNX Runtime is installed twice or not at all.
     """
+    require_runtime()
     import onnxruntime as ort
 
     options = options or recommended_options(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from exporters.adapter_session import AdapterSession
-from exporters.parity import ParityRow, Truth, compare, top1_agreement
+from exporters.parity import ParityRow, Reference, Truth, compare
 from exporters.precision import TOLERANCES, Tolerance
 from exporters.runtime import (
     Operators,
@@ -62,7 +62,7 @@ class Verification:
 
 def verify(
     path: Path,
-    truth: Truth,
+    truth: Reference,
     expected: Operators,
     options: SessionOptions,
     tolerance: Tolerance = TOLERANCES["fp32"],
@@ -84,9 +84,9 @@ def verify(
         found.problems += [f"holds {what}" for what in leaks(path)]
         found.operators = count_operators(path, expected, options)
         session = open_session(path, options=options)
-        found.parity = compare(partial(run, session), truth, tolerance.error)
+        measured = truth.measure(partial(run, session), tolerance.error)
+        found.parity, found.top1 = measured.rows, measured.agreement
         found.parity += _with_adapter(path, adapter, options, tolerance)
-        found.top1 = top1_agreement(session, truth)
     except Exception as error:  # the checker and the runtime raise their own, unrelated classes
         found.problems.append(f"{type(error).__name__}: {str(error).strip()[:500]}")
     found.problems += list(_failures(found, tolerance))

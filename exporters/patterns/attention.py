@@ -11,7 +11,7 @@ from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal
 from exporters.patterns.heads import Gathered, Heads, trace_heads, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
-from exporters.patterns.scores import Scores, ScoresPattern
+from exporters.patterns.scores import Scores, ScoresPattern, uncapped
 from exporters.patterns.sdpa import ScaledDotProduct
 from exporters.patterns.softmax import SoftmaxBetweenProducts
 from exporters.rewrite import Rewriter
@@ -80,6 +80,8 @@ class AttentionPattern:
         scores = SCORES[core.kind].match(core, graph)
         if isinstance(scores, Refusal):
             return scores
+        if capped := uncapped(scores):
+            return capped
         if scores.factors:
             return Refusal("the scores are scaled head by head")
         if len(shape_of(scores.result)) != 4:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from weakref import WeakKeyDictionary
 
+import sympy
 import torch
 from torch import Tensor, fx
 
+from exporters.capture import placeholders
 from exporters.evaluate import Evaluator, NotConstantError
-from exporters.inputs import Inputs, is_mask
+from exporters.inputs import BATCH, SEQUENCE, Inputs, identifier, is_mask
 from exporters.patterns.base import LOWEST
 from exporters.patterns.scores import Replay
 from surgery.anatomy.graph import Graph, backward, op_name, shape_of
@@ -37,6 +40,13 @@ _ARITHMETIC = frozenset(
     ]
 )
 _HARMLESS = {0, 1, -1, float("inf"), float("-inf")}
+_EXTREMES = {torch.finfo(torch.float32).min, torch.finfo(torch.float32).max}
+_BEYOND, _LONGEST = 16, 6000
+
+Sizes = dict[sympy.Symbol, int]
+_KNOWN: WeakKeyDictionary[Graph, dict[tuple[fx.Node | Replay, bool], MaskReading]]
+_KNOWN = WeakKeyDictionary()
+"""What was read already: layers share masks."""
 
 
 @dataclass(frozen=True)
@@ -47,80 +57,155 @@ class MaskReading:
         causal: Later positions are hidden.
         padding: The model's input, (batch, length), that is 1 where there is a token.
         bias: The mask itself, where no simpler word fits: something to add, or a boolean that keeps.
+        window: How many positions are seen, its own included; None if all are.
     """
 
     causal: bool = False
     padding: fx.Node | None = None
     bias: fx.Node | Replay | None = None
+    window: int | None = None
 
 
-def read_mask(mask: fx.Node | Replay | None, graph: Graph, inputs: Inputs) -> MaskReading:
+@dataclass(frozen=True)
+class _Trial:
+    """What a mask hides, (batch, heads, queries, keys), and which keys are tokens, (batch, keys)."""
+
+    hides: Tensor
+    kept: Tensor | None
+
+    def agrees(self, causal: bool, padded: bool, window: int | None) -> bool:
+        rows, columns = self.hides.shape[-2:]
+        ones = torch.ones(rows, columns, dtype=torch.bool)
+        hidden = ones.triu(1 + columns - rows) if causal else torch.zeros_like(ones)
+        if window is not None:
+            hidden |= ones.tril(columns - rows - window)
+        if padded:
+            if self.kept is None or self.kept.shape != self.hides.shape[::3]:
+                return False
+            hidden = hidden | (self.kept == 0)[:, None, None, :]
+        return torch.equal(self.hides, hidden.expand_as(self.hides))
+
+
+def read_mask(
+    mask: fx.Node | Replay | None, graph: Graph, inputs: Inputs, *, decoder: bool = False
+) -> MaskReading:
     """Read a mask by running the part of the graph that makes it, on ragged padding.
 
-    A reading must hold at every length, and a sliding window looks causal at the short length
-    probed here. So where the length is dynamic, a mask made with any number other than 0 and 1, or
-    from a stored table, is passed on as it is.
+    A reading must hold at every length. Where the length is dynamic, a mask made from a stored table
+    is passed on as it is; one made with numbers (a sliding window looks causal at a short length) is
+    run at lengths beyond their sum.
+
+    Args:
+        mask: What is added to the scores, or keeps them.
+        graph: The program.
+        inputs: What it takes.
+        decoder: Whether the operator takes sliding windows, and queries that continue a past.
     """
     if mask is None:
         return MaskReading()
-    if isinstance(mask, Replay):
+    known = _KNOWN.setdefault(graph, {})
+    if (mask, decoder) not in known:
+        known[mask, decoder] = _read(mask, graph, inputs, decoder)
+    return known[mask, decoder]
+
+
+def _read(mask: fx.Node | Replay, graph: Graph, inputs: Inputs, decoder: bool) -> MaskReading:
+    numbers = None if isinstance(mask, Replay) else _numbers(mask, graph)
+    if isinstance(mask, Replay) or numbers is None:
         return MaskReading(bias=mask)
     tokens = _padding_input(graph, inputs)
-    kept = None if tokens is None else _scattered(inputs.tensors[tokens.name])
-    hides = _hidden(mask, graph, {} if tokens is None else {tokens: kept})
-    if hides is None:
+    try:
+        sizes = _sizes(mask, graph, inputs, numbers)
+        trials = [_run(mask, graph, tokens, chosen) for chosen in sizes]
+    except NotConstantError:
         return MaskReading(bias=mask)
-    batch, _, rows, columns = hides.shape
-    later = torch.ones(rows, columns, dtype=torch.bool).triu(1).expand_as(hides)
-    padding = torch.zeros_like(later)
-    if kept is not None and kept.shape == (batch, columns):
-        padding = (kept == 0)[:, None, None, :].expand_as(hides)
-    for causal in (False, True):
-        for padded in (False, True):
-            if torch.equal(hides, (later & causal) | (padding & padded)):
-                return MaskReading(causal, tokens if padded else None)
+    windows: list[int | None] = [None, *(sorted(numbers) if decoder else ())]
+    square = all(trial.hides.shape[-2] == trial.hides.shape[-1] for trial in trials)
+    for causal, padded, window in product((False, True), (False, True), windows):
+        if (causal and not (square or decoder)) or (window and not causal):
+            continue
+        if all(trial.agrees(causal, padded, window) for trial in trials):
+            return MaskReading(causal, tokens if padded else None, None, window)
     return MaskReading(bias=mask)
 
 
-def _scattered(tokens: Tensor) -> Tensor:
-    """A padding mask that hides every third token: no two of the possible readings agree on it."""
-    return (torch.arange(tokens.numel()).reshape(tokens.shape) % 3 != 1).to(tokens.dtype)
+def _run(mask: fx.Node, graph: Graph, tokens: fx.Node | None, sizes: Sizes) -> _Trial:
+    """Run a mask at some sizes.
 
-
-def _hidden(mask: fx.Node, graph: Graph, known: Mapping[fx.Node, Any]) -> Tensor | None:
-    """True where a position is hidden, (batch, heads, length, length); None if it is no such mask."""
-    if len(shape_of(mask)) != 4:
-        return None
-    if isinstance(mask.meta["val"].shape[-1], torch.SymInt) and not _holds_at_every_length(
-        mask, graph
-    ):
-        return None
-    try:
-        value: Tensor = Evaluator(graph, known)(mask)
-    except NotConstantError:
-        return None
+    Raises:
+        NotConstantError: If it depends on more than padding and lengths, or does more than hide.
+    """
+    evaluate = Evaluator(graph, sizes=sizes)
+    kept = None
+    if tokens is not None:
+        kept = _scattered([evaluate.size(n) for n in tokens.meta["val"].shape])
+        evaluate.values[tokens] = kept.to(tokens.meta["val"].dtype)
+    value: Tensor = evaluate(mask)
     if value.dtype is torch.bool:
-        return ~value
+        return _Trial(~value, kept)
     hidden = value <= LOWEST
-    return hidden if bool((hidden | (value == 0)).all()) else None
+    if not bool((hidden | (value == 0)).all()):
+        raise NotConstantError(mask.name)
+    return _Trial(hidden, kept)
+
+
+def _scattered(shape: list[int]) -> Tensor:
+    """A padding mask that hides every third token: no two of the possible readings agree on it."""
+    return torch.arange(torch.Size(shape).numel()).reshape(shape) % 3 != 1
+
+
+def _sizes(mask: fx.Node, graph: Graph, inputs: Inputs, numbers: frozenset[int]) -> Iterator[Sizes]:
+    """Those captured; and where numbers play a part, lengths beyond them, of a prompt and of a past.
+
+    Raises:
+        NotConstantError: If that would be too long to try.
+    """
+    yield {}
+    if not numbers or isinstance(mask.meta["val"].shape[-1], int):
+        return
+    long = sum(map(abs, numbers)) + _BEYOND
+    if long > _LONGEST:
+        raise NotConstantError(mask.name)
+    axes = dict(axes_of(graph, inputs))
+    for prompt, past in ((long, 0), (3, long)):
+        lengths = {BATCH: 2, SEQUENCE: prompt, f"past_{SEQUENCE}": past}
+        lengths[f"total_{SEQUENCE}"] = prompt + past
+        yield {symbol: lengths[axis] for symbol, axis in axes.items() if axis in lengths}
+        if f"past_{SEQUENCE}" not in axes.values():
+            return
+
+
+def axes_of(graph: Graph, inputs: Inputs) -> Iterator[tuple[sympy.Symbol, str]]:
+    """The axis behind each symbol of the graph's inputs."""
+    nodes = placeholders(graph.program)
+    for name, dims in inputs.axes.items():
+        for dim, axis in dims.items():
+            size = nodes[identifier(name)].meta["val"].shape[dim]
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                yield size.node.expr, axis
 
 
 def _padding_input(graph: Graph, inputs: Inputs) -> fx.Node | None:
     """The model's padding mask, if it has one."""
-    nodes = {n.name: n for n in graph.program.graph.nodes if n.op == "placeholder"}
+    nodes = placeholders(graph.program)
     names = [name for name, value in inputs.tensors.items() if is_mask(name, value)]
     return nodes[names[0]] if len(names) == 1 else None
 
 
-def _holds_at_every_length(mask: fx.Node, graph: Graph) -> bool:
+def _numbers(mask: fx.Node, graph: Graph) -> frozenset[int] | None:
+    """The whole numbers that the mask is made with; None if a reading would prove nothing."""
+    if len(shape_of(mask)) != 4:
+        return None
+    found: set[int] = set()
+    dynamic = isinstance(mask.meta["val"].shape[-1], torch.SymInt)
     for node in backward([mask]):
-        stored = graph.tensor_name(node) is not None and len(shape_of(node)) > 1
-        if stored or (op_name(node) in _ARITHMETIC and not _harmless_numbers(node)):
-            return False
-    return True
-
-
-def _harmless_numbers(node: fx.Node) -> bool:
-    numbers = [arg for arg in node.args if isinstance(arg, int | float)]
-    extremes = {torch.finfo(torch.float32).min, torch.finfo(torch.float32).max}
-    return all(number in _HARMLESS | extremes for number in numbers)
+        if dynamic and graph.tensor_name(node) is not None and len(shape_of(node)) > 1:
+            return None
+        if op_name(node) not in _ARITHMETIC:
+            continue
+        numbers = {arg for arg in node.args if isinstance(arg, int | float)}
+        numbers -= _HARMLESS | _EXTREMES
+        if dynamic and any(isinstance(number, float) for number in numbers):
+            return None
+        found |= {int(abs(number)) for number in numbers if isinstance(number, int)}
+    return frozenset(found)

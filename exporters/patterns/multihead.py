@@ -4,60 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
-from exporters.evaluate import Evaluator, NotConstantError, index_tensor
 from exporters.inputs import Inputs
 from exporters.patterns.attention import SCORES, unusable
-from exporters.patterns.base import Refusal, is_move
+from exporters.patterns.base import Refusal
 from exporters.patterns.heads import Gathered, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
-from exporters.patterns.scores import Scores
+from exporters.patterns.operands import Operand, flat_operand, with_heads
+from exporters.patterns.scores import Scores, uncapped
 from exporters.rewrite import Rewriter
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph, shape_of
 
-aten = torch.ops.aten
 OPERATOR = ("com.microsoft", "MultiHeadAttention")
-
-
-@dataclass(frozen=True, eq=False)
-class Operand:
-    """Query, key or value.
-
-    Attributes:
-        node: (batch, heads, length, size), its last two dimensions swapped if ``transposed``, or
-            (batch, length, size), which is one head.
-        flat: The same as (batch, length, heads * size), if the graph holds it.
-        transposed: Whether the graph hands over the transpose.
-        repeats: How many query heads share one head.
-        factors: What it is multiplied with.
-    """
-
-    node: fx.Node
-    flat: fx.Node | None
-    transposed: bool = False
-    repeats: int = 1
-    factors: tuple[fx.Node, ...] = ()
-
-    def joined(self, rewriter: Rewriter) -> fx.Node:
-        """(batch, length, heads * size)."""
-        if self.flat is not None:
-            return self.flat
-        node = self.node
-        for factor in self.factors:
-            node = rewriter.node(aten.mul.Tensor, node, factor)
-        if self.transposed:
-            node = rewriter.node(aten.transpose.int, node, -1, -2)
-        if len(shape_of(self.node)) == 3:
-            return node
-        if self.repeats > 1:
-            node = rewriter.node(aten.unsqueeze.default, node, 2)
-            node = rewriter.node(aten.expand.default, node, [-1, -1, self.repeats, -1, -1])
-            node = rewriter.node(aten.flatten.using_ints, node, 1, 2)
-        node = rewriter.node(aten.transpose.int, node, 1, 2)
-        return rewriter.node(aten.flatten.using_ints, node, 2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +61,8 @@ class MultiHeadMatch:
             shape = (batch, length, self.heads * shape_of(self.value.node)[-1])
             inputs = [query, key, value, None, padding, addend]
             node = rewriter.fused(self.operator, inputs, attributes, shape)
-            rewriter.replace(target, self._shaped(node, rewriter))
-
-    def _shaped(self, joined: fx.Node, rewriter: Rewriter) -> fx.Node:
-        if self.gathered is not None:
-            return self.gathered.shaped(joined, rewriter)
-        if len(shape_of(self.result)) == 3:
-            return joined
-        split = rewriter.node(aten.unflatten.int, joined, 2, [self.heads, -1])
-        return rewriter.node(aten.transpose.int, split, 1, 2)
+            result = with_heads(node, self.gathered, self.result, self.heads, rewriter)
+            rewriter.replace(target, result)
 
 
 class MultiHeadPattern:
@@ -120,6 +73,8 @@ class MultiHeadPattern:
         scores = SCORES[core.kind].match(core, graph)
         if isinstance(scores, Refusal):
             return scores
+        if capped := uncapped(scores):
+            return capped
         dimensions = len(shape_of(scores.query))
         if dimensions not in (3, 4):
             return Refusal(
@@ -163,30 +118,10 @@ def _operands(scores: Scores, graph: Graph) -> tuple[Operand, Operand, Operand] 
             return Refusal(f"{heads} query heads cannot share {shape[1]} {role} heads")
         factors = scores.factors if role == "query" else ()
         whole = not (shared or factors or len(shape) == 3)
-        flat = _flat(node, transposed, graph) if whole else None
+        flat = flat_operand(node, transposed, graph) if whole else None
         found.append(Operand(node, flat, transposed, heads // shape[1] if shared else 1, factors))
     query, key, value = found
     return query, key, value
-
-
-def _flat(operand: fx.Node, transposed: bool, graph: Graph) -> fx.Node | None:
-    """The node behind some moves where the operand's heads lie side by side, if there is one."""
-    batch, heads, length, size = shape_of(operand)
-    if transposed:
-        length, size = size, length
-    node = operand
-    while is_move(node):
-        node = node.all_input_nodes[0]
-        if shape_of(node) != (batch, length, heads * size):
-            continue
-        start = index_tensor(shape_of(node))
-        try:
-            found = Evaluator(graph, {node: start})(operand)
-        except NotConstantError:
-            return None
-        expected = start.view(batch, length, heads, size).transpose(1, 2)
-        return node if torch.equal(found, expected.mT if transposed else expected) else None
-    return None
 
 
 def _ill_shaped(scores: Scores, mask: MaskReading) -> Refusal | None:

@@ -39,6 +39,8 @@ class Scores:
         product: The node that takes query and key.
         result: The node with the attended values, (batch, heads, length, size).
         factors: What the product is multiplied with besides: one number for each head.
+        softcap: ``c`` of ``c tanh(s / c)``, by which scores ``s`` are bounded before the mask is added;
+            0 if they are not.
     """
 
     query: fx.Node
@@ -51,6 +53,14 @@ class Scores:
     product: fx.Node
     result: fx.Node
     factors: tuple[fx.Node, ...] = ()
+    softcap: float = 0.0
+
+
+def uncapped(scores: Scores) -> Refusal | None:
+    """Most operators have no soft cap."""
+    if not scores.softcap:
+        return None
+    return Refusal(f"scores pass through tanh before the softmax: a soft cap of {scores.softcap:g}")
 
 
 class ScoresPattern(Protocol):

@@ -11,10 +11,11 @@ from torch import fx
 from exporters.evaluate import Evaluator, index_tensor
 from exporters.patterns.base import LOWEST, Refusal, is_move, keeps_values, scale_factor
 from exporters.patterns.scores import Replay, Scores
-from surgery.anatomy.attention import Core
+from surgery.anatomy.attention import Core, product_operands
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
-_PRODUCTS = frozenset({"matmul", "bmm"})
+_PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
+_RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten"})
 
 
 @dataclass
@@ -27,6 +28,7 @@ class _Walk:
         factors: Constants that hold one number for each head.
         masks: What is added.
         replayed: Whether the masks are not simply one last summand.
+        softcap: The bound of the scores, if they have one.
     """
 
     nodes: list[fx.Node] = field(default_factory=list)
@@ -34,6 +36,7 @@ class _Walk:
     factors: list[fx.Node] = field(default_factory=list)
     masks: list[fx.Node] = field(default_factory=list)
     replayed: bool = False
+    softcap: float = 0.0
 
 
 class SoftmaxBetweenProducts:
@@ -53,9 +56,7 @@ class SoftmaxBetweenProducts:
             if isinstance(found, Refusal):
                 return found
         assert isinstance(product, fx.Node) and isinstance(result, fx.Node)
-        (query, key), (_, value) = product.args, result.args
-        assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
-        assert isinstance(value, fx.Node)
+        (query, key), (_, value) = product_operands(product), product_operands(result)
         mask = walk.masks[0] if walk.masks else None
         replay = Replay(product, tuple(walk.nodes)) if walk.replayed else None
         return Scores(
@@ -69,6 +70,7 @@ class SoftmaxBetweenProducts:
             product=product,
             result=result,
             factors=tuple(walk.factors),
+            softcap=walk.softcap,
         )
 
     def _back(self, softmax: fx.Node, walk: _Walk, graph: Graph) -> fx.Node | Refusal:
@@ -83,8 +85,12 @@ class SoftmaxBetweenProducts:
             node = following
         if len(node.users) > 1:
             return Refusal("the product of query and key is read more than once")
+        if op_name(node) == "baddbmm" and (refusal := _added(node, walk)):
+            return refusal
         if walk.replayed and not _stays_in_place(node, walk, graph):
             return Refusal("the scores are rearranged before the softmax")
+        # The operators bound scale * q k^T; so far the scale is what stands inside the tanh.
+        walk.scale *= walk.softcap or 1.0
         return node
 
     def _step(self, node: fx.Node, walk: _Walk, graph: Graph) -> fx.Node | Refusal:
@@ -95,6 +101,10 @@ class SoftmaxBetweenProducts:
             walk.scale *= factor
         elif (by_head := _factor_by_head(node, graph)) is not None:
             walk.factors.append(by_head)
+        elif name == "tanh" and walk.scale > 0 and not (walk.softcap or walk.factors):
+            walk.softcap, walk.scale = walk.scale, 1.0
+        elif name in {"add", "masked_fill"} and walk.softcap:
+            return Refusal("scores are masked before they are bounded by tanh")
         elif is_move(node) and name != "getitem":
             walk.replayed = True
         elif name == "add" and not node.kwargs and shape_of(before) == shape_of(node):
@@ -112,12 +122,23 @@ class SoftmaxBetweenProducts:
         node = softmax
         while len(node.users) == 1:
             (user,) = node.users
-            if op_name(user) in _PRODUCTS and user.args[0] is node:
+            if op_name(user) in {"matmul", "bmm"} and user.args[0] is node:
                 return user
-            if not keeps_values(user):
+            reshaped = op_name(user) in _RESHAPES and shape_of(user)[-2:] == shape_of(node)[-2:]
+            if not (reshaped or keeps_values(user)):
                 return Refusal(f"probabilities pass through {op_name(user)} after the softmax")
             node = user
         return Refusal("the attention probabilities are read more than once")
+
+
+def _added(product: fx.Node, walk: _Walk) -> Refusal | None:
+    """``baddbmm`` adds a mask to the product: the replay begins with it."""
+    beta, alpha = (product.kwargs.get(name, 1) for name in ("beta", "alpha"))
+    if walk.softcap or walk.factors or beta != 1 or not isinstance(alpha, int | float):
+        return Refusal("scores pass through baddbmm before the softmax, with a factor on its mask")
+    walk.scale *= alpha
+    walk.replayed = True
+    return None
 
 
 def _factor_by_head(node: fx.Node, graph: Graph) -> fx.Node | None:
@@ -134,4 +155,6 @@ def _stays_in_place(product: fx.Node, walk: _Walk, graph: Graph) -> bool:
     start = index_tensor(shape_of(product))
     others = [node for node in walk.nodes if not is_move(node)]
     last = walk.nodes[-1] if walk.nodes else product
-    return torch.equal(Evaluator(graph, {product: start}, others)(last), start)
+    found: torch.Tensor = Evaluator(graph, {product: start}, others)(last)
+    # Batch and heads may be one dimension or two.
+    return found.shape[-2:] == start.shape[-2:] and torch.equal(found.flatten(), start.flatten())

@@ -137,6 +137,13 @@ def test_onnx_runtime_missing_or_doubled(installed, build, tmp_path, monkeypatch
     assert ("twice" if installed else "not installed") in str(error)
 
 
+@pytest.mark.parametrize("installed", [set(), {"onnxruntime", "onnxruntime-gpu"}])
+def test_nor_is_a_file_opened_then(installed, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "_version", lambda name: "1.30" if name in installed else None)
+    with pytest.raises(ExportError, match="twice" if installed else "not installed"):
+        exporters.open_session(tmp_path / "model.onnx")
+
+
 def test_a_disk_that_fills_up_leaves_nothing(build, tmp_path, monkeypatch):
     def full(model, path, *_):
         path.write_bytes(b"half a file")

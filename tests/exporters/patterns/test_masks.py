@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from exporters.patterns.attention import AttentionMatch
+from exporters.patterns.masks import read_mask
 from exporters.patterns.scores import Replay
 from tests.exporters.patterns.sites import Site, Spelled, fused, match
 
@@ -124,6 +125,21 @@ def test_what_only_looks_causal_is_handed_on_where_the_length_is_dynamic(kind):
     found, _, _ = read(kind(2, 3), AXES)
     assert found.mask.bias is not None
     assert not found.mask.causal
+
+
+@pytest.mark.parametrize(("kind", "window"), [(Window, 100), (Causal, None), (Stored, 0)])
+def test_a_window_is_told_from_a_causal_mask_beyond_its_size(kind, window):
+    site = kind(2, 3).eval()
+    given = {"x": torch.randn(2, LENGTH, 6), "attention_mask": tokens()}
+    found, captured, graph = match(site, given, AXES)
+    mask = found.mask.bias
+    if mask is None:
+        assert found.mask.causal
+        assert window is None
+        return
+    reading = read_mask(mask, graph, captured.inputs, decoder=True)
+    assert (reading.window or 0) == window
+    assert reading.causal is bool(window)
 
 
 @pytest.mark.parametrize("kind", [Window, Stored])

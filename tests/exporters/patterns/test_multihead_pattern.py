@@ -11,6 +11,7 @@ from exporters.evaluate import Evaluator
 from exporters.patterns.base import Refusal
 from exporters.patterns.multihead import MultiHeadMatch, MultiHeadPattern, Operand
 from exporters.patterns.scores import Replay
+from surgery.anatomy.graph import op_name
 from tests.exporters.patterns.sites import Site, Spelled, match
 
 
@@ -74,6 +75,23 @@ class ScaledMask(ByHead):
         return (q @ k.mT + self.bias) * self.temperature
 
 
+class Alibi(Spelled):
+    """As BLOOM: a bias for each head goes into the product, heads are part of the batch and then not."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.slopes = nn.Parameter(torch.randn(self.heads, 1, 5))
+
+    def attend(self, q, k, v, **_):
+        batch = q.shape[0]
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        slopes = self.slopes.repeat(batch, 1, 1)
+        scores = slopes.baddbmm(batch1=q, batch2=k.mT, beta=1, alpha=0.4)
+        hidden = torch.full((5, 5), -1e30).triu(1)
+        weights = (scores.unflatten(0, (batch, -1)) + hidden).softmax(-1).flatten(0, 1)
+        return torch.bmm(weights, v).unflatten(0, (batch, -1))
+
+
 class Unjoined(Site):
     def join(self, attended):
         return attended * 2
@@ -102,7 +120,11 @@ def values(operand: Operand, run: Evaluator) -> torch.Tensor:
 def addend(mask: fx.Node | Replay, scores: torch.Tensor, run: Evaluator) -> torch.Tensor | fx.Node:
     if not isinstance(mask, Replay):
         return run(mask)
-    return Evaluator(run.graph, {mask.product: torch.zeros_like(scores)})(mask.nodes[-1])
+    start = torch.zeros_like(scores)
+    if op_name(mask.product) == "baddbmm":
+        start = run(mask.product.args[0]).expand(scores.shape[0], *scores.shape[2:])
+    found = Evaluator(run.graph, {mask.product: start})(mask.nodes[-1])
+    return found.reshape(scores.shape)
 
 
 def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
@@ -125,6 +147,7 @@ def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
         Cross(),
         Grouped(4, 4),
         Batched(4, 4),
+        Alibi(4, 4),
         Unjoined(4, 4),
         Spelled(4, 4),
         Biased(4, 4),
@@ -184,6 +207,15 @@ class Capped(Spelled):
         return self.scores(q, k).tanh().softmax(-1) @ v
 
 
+class Doubled(Spelled):
+    """``baddbmm`` with a factor on what it adds."""
+
+    def attend(self, q, k, v, **_):
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        scores = torch.ones(1, 1, 1).baddbmm(q, k.mT, beta=2)
+        return torch.bmm(scores.softmax(-1), v).unflatten(0, (-1, self.heads))
+
+
 class CausalCross(Cross):
     def attend(self, q, k, v, **_):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -195,6 +227,7 @@ class CausalCross(Cross):
         (Mixed(2, 3), "scores pass through linear"),
         (Watched(2, 3), "the attention probabilities are read more than once"),
         (Capped(2, 3), "scores pass through tanh"),
+        (Doubled(2, 3), "with a factor on its mask"),
         (CausalCross(), "a causal mask over 3 queries and 5 keys"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

@@ -1,0 +1,125 @@
+"""Rotary embeddings, proven by running them: what is rotated, and by which cosines and sines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from exporters.capture import placeholders
+from exporters.causal import MASK, PAST_SEQUENCE, TOTAL_SEQUENCE
+from exporters.evaluate import Evaluator, NotConstantError
+from exporters.inputs import BATCH, SEQUENCE, Inputs
+from exporters.patterns.base import Refusal, keeps_values
+from exporters.patterns.masks import Sizes, axes_of
+from surgery.anatomy.graph import Graph, op_name, shape_of
+
+_CLOSE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """A rotation of pairs of channels by angles that depend on the position alone.
+
+    Attributes:
+        x: What is rotated, (batch, heads, length, size).
+        cos, sin: (positions, pairs); channels beyond the pairs stay as they are.
+        interleaved: Whether a pair is two neighbours; else one of the first half and one of the second.
+    """
+
+    x: fx.Node
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+    def __call__(self, x: Tensor, positions: slice) -> Tensor:
+        """Rotate (..., length, size)."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+        pairs = turned.reshape(*x.shape[:-1], *((-1, 2) if self.interleaved else (2, -1)))
+        first, second = pairs.unbind(-1 if self.interleaved else -2)
+        both = (first * cos - second * sin, second * cos + first * sin)
+        return torch.cat([torch.stack(both, -1 if self.interleaved else -2).flatten(-2), rest], -1)
+
+
+def trace_rotary(
+    operand: fx.Node, graph: Graph, inputs: Inputs, positions: int
+) -> Rotary | Refusal:
+    """Read the rotation that makes ``operand``, for positions 0 to ``positions`` - 1.
+
+    The tables are what the graph computes for a prompt of that length. The proof is numeric: random
+    channels, run through the graph, must come out as the rotation has them.
+
+    Args:
+        operand: (batch, heads, length, size).
+        graph: The program of a :class:`~exporters.causal.DecoderStep`.
+        inputs: What it takes.
+        positions: How many the tables must cover.
+    """
+    found = _parts(operand)
+    if found is None:
+        return Refusal(f"{op_name(operand)} is no rotary embedding")
+    x, cosines, sines = found
+    axes = dict(axes_of(graph, inputs))
+    lengths = {BATCH: 1, SEQUENCE: positions, PAST_SEQUENCE: 0, TOTAL_SEQUENCE: positions}
+    sizes = {symbol: lengths[axis] for symbol, axis in axes.items()}
+    try:
+        cos, sin = (_table(node, graph, sizes, positions) for node in (cosines, sines))
+        for rotary in _readings(x, cos, sin):
+            if _holds(rotary, operand, graph, inputs):
+                return rotary
+    except NotConstantError as error:
+        return Refusal(f"the rotation depends on {error}")
+    return Refusal("what looks like a rotary embedding does not rotate pairs of channels")
+
+
+def _parts(operand: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """``x``, cosines and sines of ``x * cos + turned(x) * sin``, which the rest of x may stand beside."""
+    node, partial = _through(operand), False
+    if op_name(node) == "cat" and isinstance(node.args[0], list | tuple) and len(node.args[0]) == 2:
+        node, partial = _through(node.args[0][0]), True  # type: ignore[arg-type]
+    if op_name(node) != "add" or len(node.all_input_nodes) != 2:
+        return None
+    products = [_through(source) for source in node.all_input_nodes]
+    if any(op_name(p) != "mul" or len(p.all_input_nodes) != 2 for p in products):
+        return None
+    (x, cos), (_, sin) = (p.all_input_nodes for p in products)
+    if op_name(x) == "slice" and (partial or shape_of(x) == shape_of(operand)):
+        x = x.all_input_nodes[0]
+    return (x, cos, sin) if shape_of(x) == shape_of(operand) else None
+
+
+def _through(node: fx.Node) -> fx.Node:
+    while keeps_values(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _table(node: fx.Node, graph: Graph, sizes: Sizes, positions: int) -> Tensor:
+    evaluate = Evaluator(graph, sizes=sizes)
+    evaluate.values[placeholders(graph.program)[MASK]] = torch.ones(1, positions, dtype=torch.int64)
+    table: Tensor = evaluate(node)
+    if table.numel() != positions * table.shape[-1]:
+        raise NotConstantError(node.name)
+    return table.reshape(positions, -1)
+
+
+def _readings(x: fx.Node, cos: Tensor, sin: Tensor) -> list[Rotary]:
+    half = cos.shape[-1] // 2
+    return [
+        Rotary(x, cos[:, :half].contiguous(), sin[:, :half].contiguous(), interleaved=False),
+        Rotary(x, cos[:, ::2].contiguous(), sin[:, ::2].contiguous(), interleaved=True),
+    ]
+
+
+def _holds(rotary: Rotary, operand: fx.Node, graph: Graph, inputs: Inputs) -> bool:
+    """Whether the graph does the same at the sizes captured, behind a past without padding."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape_of(rotary.x), generator=generator)
+    total, length = inputs.tensors[MASK].shape[-1], x.shape[-2]
+    tokens = placeholders(graph.program)[MASK]
+    ones = torch.ones(x.shape[0], total, dtype=torch.int64)
+    found = Evaluator(graph, {rotary.x: x, tokens: ones})(operand)
+    expected = rotary(x, slice(total - length, total))
+    return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max())

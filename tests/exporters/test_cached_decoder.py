@@ -1,0 +1,202 @@
+"""A causal language model with its cache: one file for prompt and tokens, and it generates what the model generates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+import exporters
+from exporters.causal import decoder_step
+from exporters.errors import ExportError
+
+_TINY = {
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_NO_GROUPS = {k: v for k, v in _TINY.items() if k not in {"num_key_value_heads", "head_dim"}}
+_SLIDING = {**_TINY, "sliding_window": 5}
+_GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 96, "n_positions": 64}
+
+MODELS = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_TINY)),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**_TINY)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**_SLIDING)),
+    "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_TINY)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_GPT2, bos_token_id=1, eos_token_id=2)),
+    "gpt-neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_NO_GROUPS, rotary_pct=1.0)),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(
+        hf.Gemma2Config(**{**_SLIDING, "num_hidden_layers": 2}, attn_logit_softcapping=2.0)
+    ),
+}
+PROMPTS = torch.tensor([[5, 9, 7, 33, 60], [8, 5, 61, 0, 0]])
+KEPT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+def model_of(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    # Fresh weights hide mistakes: attention is all but uniform, gains and biases are ones and zeros.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(4)
+    return model
+
+
+def attention(path: Path) -> list[dict[str, object]]:
+    nodes = [n for n in onnx.load(path).graph.node if n.op_type == "GroupQueryAttention"]
+    return [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes]
+
+
+def generate(path: Path, ids: torch.Tensor, mask: torch.Tensor, count: int = 5) -> np.ndarray:
+    """Greedy generation with nothing but ONNX Runtime."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    fixed = {i.name: i.shape for i in session.get_inputs() if i.name.startswith("past")}
+    past = {n: np.zeros((len(ids), s[1], 0, s[3]), np.float32) for n, s in fixed.items()}
+    last = mask.sum(1).numpy() - 1 if mask[:, 0].all() else np.full(len(ids), mask.shape[1] - 1)
+    new, kept, found = ids.numpy(), mask.numpy(), []
+    for _ in range(count):
+        logits, *present = session.run(None, {"input_ids": new, "attention_mask": kept, **past})
+        past = dict(zip(past, present, strict=True))
+        new = logits[np.arange(len(new)), last].argmax(-1)[:, None]
+        kept = np.concatenate([kept, np.ones_like(new)], 1)
+        last = np.zeros(len(new), np.int64)
+        found.append(new)
+    return np.concatenate(found, 1)
+
+
+def alone(model: nn.Module, count: int = 5) -> np.ndarray:
+    """What the model generates for each prompt by itself, without a cache."""
+    rows = []
+    for row, keep in zip(PROMPTS, KEPT, strict=True):
+        tokens = row[keep == 1][None]
+        for _ in range(count):
+            logits = model(input_ids=tokens, use_cache=False).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
+        rows.append(tokens[0, -count:].numpy())
+    return np.stack(rows)
+
+
+def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if side == "right":
+        return PROMPTS, KEPT
+    shifted = [(t[0], t[1].roll(2)) for t in (PROMPTS, KEPT)]
+    ids, kept = (torch.stack(rows) for rows in shifted)
+    return ids, kept
+
+
+def test_in_the_runtimes_own_convention_the_operator_rotates_and_counts(tmp_path):
+    model = model_of("llama")
+    report = exporters.to_onnx(model, tmp_path / "model.onnx", cache="right")
+    assert report.fused == len(report.sites) == 1
+    (found,) = attention(tmp_path / "model.onnx")
+    assert found["do_rotary"] == 1
+    assert (found["num_heads"], found["kv_num_heads"]) == (4, 2)
+    for file in report.files:
+        assert file.verification.top1 == 1.0
+        np.testing.assert_array_equal(generate(file.path, *padded("right")), alone(model))
+    session = ort.InferenceSession(tmp_path / "model.onnx")
+    names = [i.name for i in session.get_inputs()]
+    past = ["past_key_values.0.key", "past_key_values.0.value"]
+    assert names == ["input_ids", "attention_mask", *past]
+    assert [o.name for o in session.get_outputs()] == ["logits", "present.0.key", "present.0.value"]
+    ids, kept = padded("left")
+    empty = dict.fromkeys(past, np.zeros((2, 2, 0, 16), np.float32))
+    given = {"input_ids": ids.numpy(), "attention_mask": kept.numpy(), **empty}
+    logits = session.run(["logits"], given)[0]
+    assert np.isnan(logits[1]).all()
+    assert np.isfinite(logits[0]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cache", [True, "right"])
+def test_what_is_generated_is_what_the_model_generates(name, cache, tmp_path):
+    model = model_of(name)
+    report = exporters.to_onnx(model, tmp_path / "model.onnx", cache=cache)
+    assert report.fused == len(report.sites)
+    assert len(attention(tmp_path / "model.onnx")) == len(report.sites)
+    sliding = name in {"mistral", "gemma2"}
+    sides = ["right"] if cache == "right" else ["left", "right"]
+    sides = [side for side in sides if not (sliding and side == "right")]
+    for file in report.files:
+        for side in sides:
+            np.testing.assert_array_equal(generate(file.path, *padded(side)), alone(model))
+    found = attention(tmp_path / "model.onnx")
+    windows = {"mistral": {5}, "gemma2": {5, None}}.get(name, {None})
+    assert {each.get("local_window_size") for each in found} == windows
+    assert {each.get("softcap") for each in found} == {2.0 if name == "gemma2" else None}
+
+
+@pytest.mark.slow
+def test_a_wrong_soft_cap_is_found_and_nothing_is_handed_over(tmp_path, monkeypatch):
+    from exporters.patterns.group_query import GroupQueryMatch
+
+    kept = GroupQueryMatch._attributes
+
+    def wrong(self):
+        return {**kept(self), "softcap": 1.0}
+
+    monkeypatch.setattr(GroupQueryMatch, "_attributes", wrong)
+    with pytest.raises(exporters.VerificationError, match="logits differs"):
+        exporters.to_onnx(model_of("gemma2"), tmp_path / "model.onnx", cache=True)
+    assert {f.name for f in tmp_path.iterdir()} == {"model.rejected.onnx", "model.rejected.json"}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"adapters": "runtime"}, "adapters='runtime'"),
+        ({"example_inputs": PROMPTS}, "example_inputs"),
+        ({"dynamic": False}, "dynamic"),
+        ({"cache": "both"}, "'both'"),
+    ],
+)
+def test_what_does_not_go_with_a_cache_is_refused(given, reason, tmp_path):
+    with pytest.raises(ExportError, match=reason):
+        exporters.to_onnx(model_of("gpt2"), tmp_path / "a.onnx", **{"cache": True, **given})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_keeps_no_tokens_is_refused(build):
+    with pytest.raises(ExportError, match="cannot be exported with a cache"):
+        decoder_step(build("bert"), True)
+
+
+@pytest.mark.parametrize(
+    ("cache", "name", "padding"),
+    [
+        (True, "gpt2", "either"),
+        ("right", "gpt2", "right"),
+        (True, "mistral", "left"),
+        ("right", "mistral", "none"),
+    ],
+)
+def test_rows_padded_where_they_may_not_be_get_no_number(cache, name, padding):
+    step = decoder_step(model_of(name), cache).eval()
+    assert step.padding == padding
+    for side in ("left", "right"):
+        ids, kept = padded(side)
+        with torch.no_grad():
+            past = {k.replace(".", "_"): v for k, v in step.past(2).items()}
+            logits = step(input_ids=ids, attention_mask=kept, **past)["logits"]
+        assert logits[0].isfinite().all()
+        assert logits[1].isnan().all() == (padding not in {"either", side})
