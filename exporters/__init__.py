@@ -7,6 +7,7 @@ from exporters.errors import ExportError, VerificationError
 from exporters.export import to_onnx
 from exporters.latency import LatencyReport, benchmark
 from exporters.learned import write_adapter
+from exporters.metadata import facts
 from exporters.peft_bridge import to_peft
 from exporters.peft_reader import from_peft
 from exporters.report import ExportReport, FileReport
@@ -21,6 +22,7 @@ __all__ = [
     "SessionOptions",
     "VerificationError",
     "benchmark",
+    "facts",
     "from_peft",
     "open_session",
     "to_onnx",

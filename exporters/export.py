@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from exporters import hooks
+from exporters import card, hooks
 from exporters.capture import capture
 from exporters.errors import ExportError, VerificationError
 from exporters.fuse import SCORES_ONLY, WHOLE, Site, fuse
@@ -43,7 +43,9 @@ def to_onnx(
     verify: bool = True,
     samples: Any = None,
     labels: Sequence[str] | None = None,
-    preprocessing: Any = None,
+    processor: Any = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    accuracy: Mapping[str, float] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Export a model to ONNX, fused and verified. The model itself is not changed.
@@ -55,8 +57,9 @@ def to_onnx(
     With ``adapters="runtime"`` the files hold the base, and ``model.onnx_adapter`` beside them what was
     learned: see :class:`exporters.AdapterSession`.
 
-    Files are made and verified aside and appear whole or not at all. A file that fails is kept beside
-    as ``*.rejected.onnx`` with the report as ``*.rejected.json``.
+    A model card, ``model.md``, lies beside them. Files are made and verified aside and appear whole or
+    not at all. A file that fails is kept beside as ``*.rejected.onnx`` with the report as
+    ``*.rejected.json``.
 
     Args:
         model: A model in eval mode.
@@ -74,8 +77,12 @@ def to_onnx(
         verify: Whether to verify. Leave it on.
         samples: Real inputs, as for ``example_inputs``, on which top-1 predictions must agree.
         labels: Name of each class, for the metadata.
-        preprocessing: Mapping or transformers processor, for the metadata; timm models know theirs.
-        metadata: Further facts for the metadata (accuracy, data set).
+        processor: Image processor, tokenizer or processor of transformers, for the metadata. None
+            asks the model: timm models know their data config, transformers models the folder that
+            they were loaded from.
+        preprocessing: A mapping in its place.
+        accuracy: For metadata and card: what you measured, by the name of the metric.
+        metadata: Further facts for the metadata (``license``, ``base_model``, the data set).
 
     Returns:
         What was written, fused, left unfused and why, and what verification found.
@@ -91,11 +98,15 @@ def to_onnx(
     require_runtime()
     names = _names(Path(path).absolute(), target)
     separate = _adapter_file(names[target], adapters, precision)
-    check_destinations([*names.values(), *separate], overwrite)
+    about = names[target].with_suffix(card.SUFFIX)
+    check_destinations([*names.values(), *separate, about], overwrite)
     plain, learned = split(model) if separate else (plain_model(model), None)
     inputs = collect(plain.model, example_inputs, dynamic)
     chosen = None if samples is None else collect(plain.model, samples, dynamic=False)
-    facts = describe(plain, inputs, labels=labels, preprocessing=preprocessing, extra=metadata)
+    facts = describe(
+        plain, inputs, labels=labels, processor=processor, preprocessing=preprocessing,
+        accuracy=accuracy, extra=metadata,
+    )  # fmt: skip
     captured = capture(plain.model, inputs)
     truth = Truth.of(plain.model, captured, chosen) if verify else None
     with stage(names[target].parent) as aside:
@@ -105,7 +116,9 @@ def to_onnx(
             maker = _set_apart(learned, maker, aside.folder / separate[0].name, together)
         files, sites = _make(maker, names, target, plain.model)
         notes = tuple(dict.fromkeys((*plain.notes, *captured.notes, *maker.notes)))
-        report = ExportReport(qualified_name(plain.model), files, sites, notes, versions())
+        report = ExportReport(qualified_name(plain.model), files, sites, notes, versions(), about)
+        if report.passed:
+            card.write(aside.folder, report, maker.facts, plain.model)
         _hand_over(report, aside)
     return report
 
