@@ -9,6 +9,7 @@ from exporters.latency import LatencyReport, benchmark
 from exporters.learned import write_adapter
 from exporters.metadata import facts
 from exporters.peft_bridge import to_peft
+from exporters.peft_match import PeftMatch, match_peft
 from exporters.peft_reader import from_peft
 from exporters.report import ExportReport, FileReport
 from exporters.runtime import SessionOptions, open_session
@@ -19,11 +20,13 @@ __all__ = [
     "ExportReport",
     "FileReport",
     "LatencyReport",
+    "PeftMatch",
     "SessionOptions",
     "VerificationError",
     "benchmark",
     "facts",
     "from_peft",
+    "match_peft",
     "open_session",
     "to_onnx",
     "to_peft",
