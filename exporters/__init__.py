@@ -13,6 +13,7 @@ from exporters.peft_match import PeftMatch, match_peft
 from exporters.peft_reader import from_peft
 from exporters.report import ExportReport, FileReport
 from exporters.runtime import SessionOptions, open_session
+from exporters.triton import triton_repository
 
 __all__ = [
     "AdapterSession",
@@ -30,5 +31,6 @@ __all__ = [
     "open_session",
     "to_onnx",
     "to_peft",
+    "triton_repository",
     "write_adapter",
 ]
