@@ -83,15 +83,23 @@ def text_encoder(
 
 
 def _timm(settings: Mapping[str, Any]) -> Callable[[Image.Image], np.ndarray[Any, Any]]:
-    if settings.get("crop_mode", "center") != "center":
-        raise ValueError(f"crop_mode {settings['crop_mode']!r} is not done here")
+    mode = settings.get("crop_mode", "center")
+    if mode not in ("center", "squash"):
+        raise ValueError(f"crop_mode {mode!r} is not done here")
     _, height, width = settings["input_size"]
     filter_ = _FILTERS[settings["interpolation"]]
     scale = settings.get("crop_pct", 1.0)
+    high, wide = math.floor(height / scale), math.floor(width / scale)
 
     def transform(image: Image.Image) -> np.ndarray[Any, Any]:
-        short = tuple(math.floor(side / scale) for side in (height, width))
-        image = _shortest(image.convert("RGB"), short, filter_)
+        image = image.convert("RGB")
+        if mode == "squash":
+            image = image.resize((wide, high), filter_)
+        elif high == wide:
+            image = _shortest(image, high, filter_)
+        else:
+            ratio = min(image.width / wide, image.height / high)
+            image = image.resize((round(image.width / ratio), round(image.height / ratio)), filter_)
         return _normalised(_centre(image, height, width), settings["mean"], settings["std"])
 
     return transform
@@ -121,22 +129,15 @@ def _resized(image: Image.Image, size: Mapping[str, int], filter_: Image.Resampl
     if size.get("height") and size.get("width"):
         return image.resize((size["width"], size["height"]), filter_)
     if size.get("shortest_edge") and not size.get("longest_edge"):
-        return _shortest(image, (size["shortest_edge"],) * 2, filter_)
+        return _shortest(image, size["shortest_edge"], filter_)
     raise ValueError(f"size {dict(size)} is not done here")
 
 
-def _shortest(image: Image.Image, size: tuple[int, ...], filter_: Image.Resampling) -> Image.Image:
-    """Resize to ``(height, width)`` if they differ; else the shorter side to that length."""
-    height, width = size
-    if height == width:
-        short = min(image.size)
-        width, height = (round_down(side * height / short) for side in image.size)
+def _shortest(image: Image.Image, length: int, filter_: Image.Resampling) -> Image.Image:
+    """The shorter side gets this length, the longer one keeps the proportion, rounded down."""
+    short = min(image.size)
+    width, height = (side * length // short for side in image.size)
     return image.resize((width, height), filter_)
-
-
-def round_down(length: float) -> int:
-    """Whole pixels, forgiving the last bit of a division."""
-    return int(length + 1e-9)
 
 
 def _centre(image: Image.Image, height: int, width: int) -> Image.Image:

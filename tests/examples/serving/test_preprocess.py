@@ -22,13 +22,13 @@ def picture(request) -> Image.Image:
     return Image.fromarray(noise).resize(request.param, Image.Resampling.BICUBIC)
 
 
-@pytest.mark.parametrize("crop", [1.0, 0.9])
+@pytest.mark.parametrize(("crop", "mode"), [(1.0, "center"), (0.9, "center"), (0.9, "squash")])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(3, 32, 32), (3, 24, 32)], ids=str)
-def test_timms_settings_give_timms_pixels(size, interpolation, crop, picture):
+def test_timms_settings_give_timms_pixels(size, interpolation, crop, mode, picture):
     settings = {
         "input_size": size, "interpolation": interpolation, "crop_pct": crop,
-        "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "crop_mode": "center",
+        "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "crop_mode": mode,
     }  # fmt: skip
     expected = timm.data.create_transform(**settings, is_training=False)(picture).numpy()
     found = image_transform(json.loads(json.dumps(settings)))(picture)
