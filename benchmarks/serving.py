@@ -100,14 +100,14 @@ def deployed(files: Files) -> Iterator[dict[str, str]]:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from examples.serving.ray_serve import Adapters, Model
+    from examples.serving.ray_serve import adapters, model
 
     ray.init(num_cpus=8, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=_PORT))
         apps = {
-            "file": Model.bind(str(files.file)),
-            "adapters": Adapters.bind(str(files.base), files.adapters),
+            "file": model.bind(str(files.file)),
+            "adapters": adapters.bind(str(files.base), files.adapters),
         }
         for name, app in apps.items():
             serve.run(app, name=name, route_prefix=f"/{name}")

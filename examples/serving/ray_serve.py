@@ -20,7 +20,6 @@ from ray.serve.config import AutoscalingConfig
 from starlette.requests import Request
 
 from examples.serving.onnxruntime_server import Server
-from exporters import AdapterSession
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Call = tuple[Arrays, str | None]
@@ -34,7 +33,7 @@ class Batched:
         """Run one batch."""
         raise NotImplementedError
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_SECONDS)
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_SECONDS)  # type: ignore[untyped-decorator]
     async def _many(self, calls: list[Call]) -> list[list[np.ndarray[Any, Any]]]:
         """Requests of one adapter and one shape are one batch; each gets its own rows back."""
         found: dict[int, list[np.ndarray[Any, Any]]] = {}
@@ -72,7 +71,6 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-@serve.deployment(**_SETTINGS)
 class Model(Batched):
     """One exported file."""
 
@@ -86,16 +84,22 @@ class Model(Batched):
         return self.server(feeds)
 
 
-@serve.deployment(**_SETTINGS)
 class Adapters(Batched):
     """One base in memory, an adapter for each request."""
 
     def __init__(self, path: str, adapters: Mapping[str, str]) -> None:
+        from exporters import AdapterSession  # the other deployment needs no PyTorch
+
         self.session = AdapterSession(path, adapters, threads=1)
 
     def run(self, feeds: Arrays, adapter: str | None) -> list[np.ndarray[Any, Any]]:
         """Run one batch with one adapter."""
         return self.session.run(feeds, adapter)
+
+
+scaled = serve.deployment(**_SETTINGS)
+model, adapters = scaled(Model), scaled(Adapters)
+"""The deployments: ``model.bind(path)``, ``adapters.bind(path, {name: file})``."""
 
 
 def grouped(calls: Sequence[Call]) -> dict[tuple[str | None, Any], list[int]]:
@@ -111,10 +115,10 @@ def grouped(calls: Sequence[Call]) -> dict[tuple[str | None, Any], list[int]]:
 
 def app(arguments: Mapping[str, str]) -> Application:
     """For ``serve run``: ``path=`` is the file, every other argument an adapter by name."""
-    adapters = {name: file for name, file in arguments.items() if name != "path"}
-    if adapters:
-        return Adapters.bind(arguments["path"], adapters)
-    return Model.bind(arguments["path"])
+    files = {name: file for name, file in arguments.items() if name != "path"}
+    if files:
+        return adapters.bind(arguments["path"], files)
+    return model.bind(arguments["path"])
 
 
 def _rows(feeds: Arrays) -> int:

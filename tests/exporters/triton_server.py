@@ -40,8 +40,8 @@ class Server:
         return any(m["name"] == model and m.get("state") == "READY" for m in self.index())
 
     def reason(self, model: str) -> str:
-        """Why a model could not be loaded."""
-        return next(m.get("reason", "") for m in self.index() if m["name"] == model)
+        """Why a model could not be loaded; nothing for one whose configuration could not be read."""
+        return next((m.get("reason", "") for m in self.index() if m["name"] == model), "")
 
     def index(self) -> list[dict[str, str]]:
         return json.loads(self.get("v2/repository/index", b"{}"))
