@@ -224,7 +224,9 @@ def test_the_real_server_reads_the_configuration(files, tmp_path):
 @pytest.mark.download
 def test_the_real_server_warms_the_model_up_in_its_python_backend(files, tmp_path):
     """With ONNX Runtime inside a Python model; the warm-up runs the file at both batch sizes."""
-    home = exporters.triton_repository(files / "cats.onnx", tmp_path, max_batch=8, threads=1)
+    home = exporters.triton_repository(
+        files / "cats.onnx", tmp_path, max_batch=8, preferred=(8,), threads=1
+    )
     wanted = parsed(home)
     text = (home / "config.pbtxt").read_text()
     (home / "config.pbtxt").write_text(text.replace('"onnxruntime"', '"python"'))
