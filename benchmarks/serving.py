@@ -95,7 +95,8 @@ def _adapted(base: nn.Module, kind: str) -> nn.Module:
 @contextlib.contextmanager
 def deployed(files: Files) -> Iterator[dict[str, str]]:
     """Both deployments in a Ray of their own on the loopback interface; the URL of each."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray nices its workers: clients on the same machine would then starve what they measure.
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
