@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from exporters import hooks
+from exporters import card, hooks
 from exporters.capture import Captured, capture
 from exporters.causal import Cache, DecoderStep, check_alone, decoder_step
 from exporters.errors import ExportError, VerificationError
@@ -46,7 +46,9 @@ def to_onnx(
     verify: bool = True,
     samples: Any = None,
     labels: Sequence[str] | None = None,
-    preprocessing: Any = None,
+    processor: Any = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    accuracy: Mapping[str, float] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Export a model to ONNX, fused and verified. The model itself is not changed.
@@ -58,8 +60,9 @@ def to_onnx(
     With ``adapters="runtime"`` the files hold the base, and ``model.onnx_adapter`` beside them what was
     learned: see :class:`exporters.AdapterSession`.
 
-    Files are made and verified aside and appear whole or not at all. A file that fails is kept beside
-    as ``*.rejected.onnx`` with the report as ``*.rejected.json``.
+    A model card, ``model.md``, lies beside them. Files are made and verified aside and appear whole or
+    not at all. A file that fails is kept beside as ``*.rejected.onnx`` with the report as
+    ``*.rejected.json``.
 
     Args:
         model: A model in eval mode.
@@ -83,8 +86,12 @@ def to_onnx(
         verify: Whether to verify. Leave it on.
         samples: Real inputs, as for ``example_inputs``, on which top-1 predictions must agree.
         labels: Name of each class, for the metadata.
-        preprocessing: Mapping or transformers processor, for the metadata; timm models know theirs.
-        metadata: Further facts for the metadata (accuracy, data set).
+        processor: Image processor, tokenizer or processor of transformers, for the metadata. None
+            asks the model: timm models know their data config, transformers models the folder that
+            they were loaded from.
+        preprocessing: A mapping in its place.
+        accuracy: For metadata and card: what you measured, by the name of the metric.
+        metadata: Further facts for the metadata (``license``, ``base_model``, the data set).
 
     Returns:
         What was written, fused, left unfused and why, and what verification found.
@@ -101,12 +108,16 @@ def to_onnx(
     require_runtime()
     names = _names(Path(path).absolute(), target)
     separate = _adapter_file(names[target], adapters, precision)
+    about = names[target].with_suffix(card.SUFFIX)
     if cache:
         check_alone(adapters != "fold", example_inputs is not None, dynamic is not True)
-    check_destinations([*names.values(), *separate], overwrite)
+    check_destinations([*names.values(), *separate, about], overwrite)
     plain, learned = split(model) if separate else (plain_model(model), None)
     subject, inputs = _subject(plain.model, cache, example_inputs, dynamic)
-    facts = describe(plain, inputs, labels=labels, preprocessing=preprocessing, extra=metadata)
+    facts = describe(
+        plain, inputs, labels=labels, processor=processor, preprocessing=preprocessing,
+        accuracy=accuracy, extra=metadata,
+    )  # fmt: skip
     captured = capture(subject, inputs)
     truth = _reference(subject, captured, samples) if verify else None
     with stage(names[target].parent) as aside:
@@ -116,7 +127,9 @@ def to_onnx(
             maker = _set_apart(learned, maker, aside.folder / separate[0].name, together)
         files, sites = _make(maker, names, target, subject)
         notes = tuple(dict.fromkeys((*plain.notes, *captured.notes, *maker.notes)))
-        report = ExportReport(qualified_name(plain.model), files, sites, notes, versions())
+        report = ExportReport(qualified_name(plain.model), files, sites, notes, versions(), about)
+        if report.passed:
+            card.write(aside.folder, report, maker.facts, plain.model)
         _hand_over(report, aside)
     return report
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from exporters.errors import ExportError
+from exporters.lineage import Lineage
 from exporters.low_rank import Factors, by_weight, joined
 from exporters.plain import Plain
 from exporters.preflight import check_destinations, check_model
@@ -75,6 +76,7 @@ def split(model: nn.Module) -> tuple[Plain, Learned]:
     factors = {name: joined(adapted, ops) for name, ops in by_weight(plan).items()}
     parameters = dict(adapted.named_parameters())
     values = {name: parameters[name].detach().clone() for name in plan.trained_names}
+    lineage = Lineage.of(adapted, plan)
     base = undo(copy.deepcopy(adapted)).cpu().float().eval()
     folded = copy.deepcopy(adapted).cpu().float()
     fold(folded)
@@ -83,7 +85,7 @@ def split(model: nn.Module) -> tuple[Plain, Learned]:
     untrained = {name: originals[name].detach() for name in values}
     identity = _identity(originals, factors)
     learned = Learned(factors, values, untrained, identity, folded.eval())
-    return Plain(base, [plan.policy.model_dump(mode="json")], (note,)), learned
+    return Plain(base, [lineage], (note,)), learned
 
 
 def write_adapter(

@@ -13,7 +13,7 @@ from exporters import convert
 from exporters.capture import Captured
 from exporters.hooks import expose
 from exporters.learned import Learned
-from exporters.metadata import with_options
+from exporters.metadata import of_file
 from exporters.parity import Reference
 from exporters.precision import TOLERANCES, Precision, lower
 from exporters.report import FileReport
@@ -78,7 +78,8 @@ class Maker:
         self.notes.extend(notes)
         convert.save(translated, staged, self.facts)
         options = _best_options(staged, target)
-        convert.save(translated, staged, with_options(self.facts, options))
+        about = of_file(self.facts, options, target, self.precision, convert.OPSET)
+        convert.save(translated, staged, about)
         found = None
         if self.truth is not None:
             here = self._available(options)

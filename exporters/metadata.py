@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import onnx
 from torch import nn
 
+from exporters import lineage
 from exporters.errors import ExportError
 from exporters.inputs import Inputs
 from exporters.plain import Plain
+from exporters.preprocessing import preprocessing as preprocessing_of
+from exporters.private import local_paths
 from exporters.runtime import OPTIONS_KEY, SessionOptions
 
 PREFIX = "model_surgery."
@@ -24,7 +30,9 @@ def describe(
     inputs: Inputs,
     *,
     labels: Sequence[str] | None = None,
-    preprocessing: Any = None,
+    processor: Any = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    accuracy: Mapping[str, float] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Gather the metadata of a model; every value is JSON.
@@ -33,19 +41,39 @@ def describe(
         plain: The exported model, and what was folded into it.
         inputs: What it takes.
         labels: Name of each class; None asks a transformers config that knows real names.
-        preprocessing: A mapping or a transformers processor; None asks timm's data config.
-        extra: Further facts of the user (accuracy, data set), kept under their own names.
+        processor: An image processor, tokenizer or processor of transformers; None asks the model.
+        preprocessing: A mapping in its place.
+        accuracy: What the caller measured, by the name of the metric.
+        extra: Further facts of the user (licence, data set), kept under their own names.
+
+    Raises:
+        ExportError: If something is no JSON, holds a local path, or does not fit the model.
     """
     model = plain.model
     facts = {
         "model": qualified_name(model),
         "versions": versions(),
-        "labels": list(labels) if labels is not None else _labels(model),
-        "preprocessing": _preprocessing(model, preprocessing, inputs),
-        "policies": plain.policies or None,
+        "labels": _labels(model, labels),
+        **preprocessing_of(model, inputs, processor, preprocessing),
+        **lineage.facts(plain.lineages, model),
+        "accuracy": _accuracy(accuracy),
         **(extra or {}),
     }
     return {PREFIX + key: _json(key, value) for key, value in facts.items() if value is not None}
+
+
+def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What an exported file says about itself: model, labels, preprocessing, fingerprint, versions...
+
+    Without this package: ``session.get_modelmeta().custom_metadata_map``, keys with the prefix
+    ``model_surgery.``, every value JSON.
+    """
+    content = onnx.load(os.fspath(path), load_external_data=False)
+    return {
+        entry.key.removeprefix(PREFIX): json.loads(entry.value)
+        for entry in content.metadata_props
+        if entry.key.startswith(PREFIX)
+    }
 
 
 def qualified_name(model: nn.Module) -> str:
@@ -53,9 +81,13 @@ def qualified_name(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def with_options(facts: Mapping[str, str], options: SessionOptions) -> dict[str, str]:
-    """The metadata of one file: the model's, and how this file is best opened."""
-    return {**facts, OPTIONS_KEY: json.dumps(options.to_dict())}
+def of_file(
+    facts: Mapping[str, str], options: SessionOptions, target: str, precision: str, opset: int
+) -> dict[str, str]:
+    """The metadata of one file: the model's, what this file is, and how it is best opened."""
+    own = {"target": target, "precision": precision, "opset": opset}
+    own_json = {PREFIX + key: json.dumps(value) for key, value in own.items()}
+    return {**facts, **own_json, OPTIONS_KEY: json.dumps(options.to_dict())}
 
 
 def versions() -> dict[str, str]:
@@ -69,8 +101,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _labels(model: nn.Module) -> list[str] | None:
-    names = getattr(getattr(model, "config", None), "id2label", None)
+def _labels(model: nn.Module, given: Sequence[str] | None) -> list[str] | None:
+    config = getattr(model, "config", None)
+    if given is None:
+        return _own_labels(config)
+    classes = getattr(config, "num_labels", None) or getattr(model, "num_classes", None)
+    if classes and len(given) != classes:
+        raise ExportError(
+            "the labels do not fit the model",
+            where="labels",
+            why=f"there are {len(given)} of them, and the model has {classes} classes",
+            remedy="pass one name for each class, in the order of the outputs",
+        )
+    return list(given)
+
+
+def _own_labels(config: Any) -> list[str] | None:
+    names = getattr(config, "id2label", None)
     if not isinstance(names, Mapping) or not names:
         return None
     listed = [str(names[key]) for key in sorted(names)]
@@ -78,34 +125,34 @@ def _labels(model: nn.Module) -> list[str] | None:
     return None if placeholders else listed
 
 
-def _preprocessing(model: nn.Module, given: Any, inputs: Inputs) -> dict[str, Any] | None:
-    if isinstance(given, Mapping):
-        return dict(given)
-    if hasattr(given, "to_dict"):
-        return dict(given.to_dict())
-    if given is not None:
-        raise ExportError(
-            "the preprocessing cannot be written into the file",
-            where=type(given).__name__,
-            why="it is neither a mapping nor a processor with to_dict()",
-            remedy="pass a dict, such as timm.data.resolve_model_data_config(model)",
-        )
-    if not isinstance(getattr(model, "pretrained_cfg", None), Mapping):
+def _accuracy(given: Mapping[str, float] | None) -> dict[str, float] | None:
+    if given is None:
         return None
-    from timm.data import resolve_model_data_config
-
-    # The configuration tells the size of the pretrained weights, the inputs tell that of this model.
-    shape = next(list(value.shape[1:]) for value in inputs.tensors.values())
-    return {**resolve_model_data_config(model), "input_size": shape}
+    odd = [name for name, value in given.items() if not math.isfinite(value)]
+    if odd:
+        raise ExportError(
+            "the accuracy cannot be written into the file",
+            where=odd[0],
+            why=f"{given[odd[0]]} is no finite number",
+            remedy="pass what was measured, as accuracy={'top-1': 0.81}",
+        )
+    return {name: float(value) for name, value in given.items()}
 
 
 def _json(key: str, value: Any) -> str:
     try:
-        return json.dumps(value)
+        text = json.dumps(value)
     except TypeError as error:
-        raise ExportError(
-            "the metadata cannot be written into the file",
-            where=key,
-            why=str(error),
-            remedy="use strings, numbers, lists and mappings only",
-        ) from error
+        raise _unwritable(key, str(error), "strings, numbers, lists and mappings") from error
+    if path := next(local_paths(text), None):
+        raise _unwritable(key, f"{path} is a local path", "names that mean something elsewhere")
+    return text
+
+
+def _unwritable(key: str, why: str, what: str) -> ExportError:
+    return ExportError(
+        "the metadata cannot be written into the file",
+        where=key,
+        why=why,
+        remedy=f"use {what} only",
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
+from exporters.lineage import Lineage
 from exporters.preflight import check_model
 from surgery.anatomy.wrappers import unwrap
 from surgery.operations.fold import fold
@@ -22,12 +22,12 @@ class Plain:
 
     Attributes:
         model: The user's own, if it was plain already; else a copy.
-        policies: What was folded into it, for the metadata.
+        lineages: What was folded into it or set apart from it, for the metadata.
         notes: What was done to the copy.
     """
 
     model: nn.Module
-    policies: list[dict[str, Any]] = field(default_factory=list)
+    lineages: list[Lineage] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
 
@@ -46,16 +46,17 @@ def plain_model(model: nn.Module) -> Plain:
         return Plain(model)
     model = copy.deepcopy(model)
     parts = [module for module in model.modules() if _RECORD in module.__dict__]
-    policies = [part.__dict__[_RECORD].plan.policy.model_dump(mode="json") for part in parts]
+    lineages = [Lineage.of(part, part.__dict__[_RECORD].plan) for part in parts]
     for part in parts:
         fold(part)
     model.to("cpu")
     model.float()
     notes = [
-        f"the adapters of policy {policy['name']} were folded in a copy" for policy in policies
+        f"the adapters of policy {lineage.policy['name']} were folded in a copy"
+        for lineage in lineages
     ]
     notes += ["the weights were cast to fp32 in a copy"] if casts else []
-    return Plain(model.eval(), policies, tuple(notes))
+    return Plain(model.eval(), lineages, tuple(notes))
 
 
 def _differs(model: nn.Module) -> tuple[bool, bool]:

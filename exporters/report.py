@@ -82,6 +82,7 @@ class ExportReport:
         sites: Every attention site and what became of it.
         notes: What a reader should know (an axis that the model fixes, adapters that were folded).
         versions: Of the libraries that took part.
+        card: The model card beside the files.
     """
 
     model: str
@@ -89,6 +90,7 @@ class ExportReport:
     sites: tuple[Site, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
+    card: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -122,6 +124,7 @@ class ExportReport:
             },
             "notes": list(self.notes),
             "versions": self.versions,
+            "card": None if self.card is None else str(self.card),
         }
 
     def __str__(self) -> str:

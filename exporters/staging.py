@@ -17,6 +17,7 @@ from exporters.errors import ExportError
 
 _WHOLES = (".onnx", ".json")
 """Suffixes of files that others are parts of: a model's weights, a checkpoint's tensors."""
+_CARD = ".md"
 
 
 class Stage:
@@ -26,18 +27,17 @@ class Stage:
         self.folder, self.destination = folder, destination
 
     def publish(self) -> None:
-        """Move every file into the destination; what names the others (a model, a config) comes last.
+        """Move every file into the destination: parts, what names them (a model, a config), the card.
 
-        Parts of another file never meet an old one of that name: it goes first. Whoever reads, or
-        finds the folder after a crash, sees the old whole, the new whole, or none.
+        Parts of another file never meet an old one of that name, nor does a model meet the card of
+        another: the old one goes first. Whoever reads, or finds the folder after a crash, sees the old
+        whole, the new whole, or none.
         """
-        files = sorted(self.folder.iterdir(), key=lambda file: file.suffix in _WHOLES)
+        files = sorted(self.folder.iterdir(), key=_turn)
         for file in files:
             _sync(file)
-        if files[0].suffix not in _WHOLES:
-            for file in files:
-                if file.suffix in _WHOLES:
-                    (self.destination / file.name).unlink(missing_ok=True)
+        for file in _stale(files):
+            (self.destination / file.name).unlink(missing_ok=True)
         for file in files:
             os.replace(file, self.destination / file.name)
         _sync(self.destination)
@@ -61,6 +61,17 @@ class Stage:
         written.write_text(json.dumps(report, indent=2), encoding="utf-8")
         os.replace(written, self.destination / written.name)
         return rejected
+
+
+def _turn(file: Path) -> int:
+    if file.suffix == _CARD:
+        return 2
+    return 1 if file.suffix in _WHOLES else 0
+
+
+def _stale(files: list[Path]) -> list[Path]:
+    """What must not be seen beside the new parts: with parts the wholes, and the card in any case."""
+    return [file for file in files if _turn(file) == 2 or _turn(file) > _turn(files[0]) == 0]
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +12,7 @@ import onnx
 from exporters.adapter_session import AdapterSession
 from exporters.parity import ParityRow, Reference, Truth, compare
 from exporters.precision import TOLERANCES, Tolerance
+from exporters.private import local_paths, traces
 from exporters.runtime import (
     Operators,
     SessionOptions,
@@ -118,15 +117,15 @@ def count_operators(
 
 def leaks(path: Path) -> list[str]:
     """What a file tells about the machine it was made on: paths, stack traces."""
-    here = {os.getcwd(), str(Path.home()), sys.prefix, str(Path(onnx.__file__).parents[1])}
-    traces = {"stack traces": b'File "', "exporter metadata": b"pkg.torch"}
-    paths = {f"the local path {place}": place.encode() for place in here if len(place) > 1}
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         # Weights are no text: a short path may occur in them by chance.
         tensor.ClearField("raw_data")
-    content = model.SerializeToString()
-    return [what for what, text in {**traces, **paths}.items() if text in content]
+    # Latin 1 reads any byte; what is looked for is ASCII.
+    content = model.SerializeToString().decode("latin-1")
+    metadata = "\n".join(entry.value for entry in model.metadata_props)
+    paths = (f"the local path {path}" for path in local_paths(metadata))
+    return list(dict.fromkeys((*traces(content), *paths)))
 
 
 def _failures(found: Verification, tolerance: Tolerance) -> Iterator[str]:

@@ -11,7 +11,15 @@ from typing import Annotated
 
 import typer
 
-from surgery.cli import adapter_files, delivery, machine, onnx_files, policy_files, reading
+from surgery.cli import (
+    adapter_files,
+    convert,
+    delivery,
+    machine,
+    onnx_files,
+    policy_files,
+    reading,
+)
 from surgery.cli.failures import Guarded
 
 app = typer.Typer(
@@ -28,6 +36,7 @@ app.command("plan")(reading.plan)
 app.command("verify")(reading.verify)
 app.command("fold")(delivery.fold)
 app.command("export")(delivery.export)
+app.command("convert")(convert.convert)
 app.command("bench")(onnx_files.bench)
 app.command("info")(adapter_files.info)
 app.command("diff")(adapter_files.diff)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,9 +61,10 @@ def diff(
 
 def describe(file: AdapterFile) -> dict[str, Any]:
     """An adapter file as plain data."""
+    from surgery.operations.identity import combined
+
     plan = file.plan
     kinds = Counter((o.adapter.kind, o.adapter.rank) for o in plan.operations)
-    whole = hashlib.sha256("\n".join(file.base).encode()).hexdigest()
     return {
         "kind": "adapter",
         "path": str(file.path),
@@ -72,7 +72,7 @@ def describe(file: AdapterFile) -> dict[str, Any]:
         "policy": plan.policy.name,
         "adapters": [{"kind": k, "rank": r, "count": n} for (k, r), n in kinds.items()],
         "adapter_parameters": plan.adapter_parameters,
-        "base": whole,
+        "base": combined(file.base),
         "base_dtypes": sorted({entry.partition(":")[0] for entry in file.base}),
         "operations": [
             {"name": o.name, "role": str(o.projection.role), "base": base}

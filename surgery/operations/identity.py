@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,11 @@ def fingerprint_of(weight: Tensor, projection: Projection) -> str:
     """The same of a weight that is in no model, in its own layout."""
     rows = take(as_matrix(weight, projection.layout), projection.rows)
     return f"{str(rows.dtype).removeprefix('torch.')}:{_sha256(rows)}"
+
+
+def combined(prints: Iterable[str]) -> str:
+    """One sha256 for several fingerprints, in order: ``surgery info`` shows it as the base."""
+    return hashlib.sha256("\n".join(prints).encode()).hexdigest()
 
 
 def first_difference(one: Plan, other: Plan) -> str | None:

@@ -16,6 +16,7 @@ from exporters.errors import ExportError
 from exporters.inputs import collect
 from exporters.peft_bridge import to_peft
 from exporters.peft_reader import from_peft
+from surgery.operations.adapted import adapted_modules
 
 QUERY_VALUE = {"name": "qv", "select": [{"roles": ["query", "value"]}], "train": ["head"]}
 ALL_LINEAR = {
@@ -42,7 +43,7 @@ def disturb(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("name", "policy", "options"),
     [
-        ("vit", QUERY_VALUE, {"adapter": "symlora"}),
+        *(("vit", QUERY_VALUE, {"adapter": kind}) for kind in surgery.adapters.names()),
         ("vit", ALL_LINEAR, {"adapter": "srlora"}),
         ("vit", ALL_LINEAR, {"adapter": "pissa"}),
         ("vit", ALL_LINEAR, {"adapter": "lora", "alpha": 16.0, "scaling": "rslora"}),
@@ -62,6 +63,24 @@ def test_peft_computes_what_the_adapted_model_computes(name, policy, options, bu
     to_peft(model, tmp_path / "peft")
     loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "peft")
     torch.testing.assert_close(outputs(loaded, model), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["srlora", "sym-srlora"])
+def test_what_recomposition_moved_into_the_base_is_part_of_the_factors(kind, build, tmp_path):
+    model = build("vit")
+    plain = copy.deepcopy(model)
+    surgery.apply(model, QUERY_VALUE, adapter=kind, rank=2, target_rank=8, seed=0)
+    for _ in range(2):
+        disturb(model)
+        for module in model.modules():
+            if isinstance(module, surgery.adapters.Recomposed):
+                assert len(module.recompose())
+        for _, owner in adapted_modules(model):
+            owner.refresh_base()
+    to_peft(model, tmp_path / "peft")
+    loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "peft")
+    expected = outputs(model, build("vit"))
+    torch.testing.assert_close(outputs(loaded, build("vit")), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_ranks_may_differ_and_one_name_may_end_another(tmp_path):
@@ -181,10 +200,10 @@ def test_what_is_more_than_a_plain_lora_is_refused(change, reason, build, tmp_pa
         (
             "base_model.model.blocks.0.attn.kqv.lora_A.weight",
             (2, 32),
-            "nearest is blocks.0.attn.qkv",
+            "read as projection of block 0, 32 -> 96: the model has none",
         ),
         ("base_model.model.blocks.0.attn.proj.lora_A.weight", (2, 16), "the layer is"),
-        ("base_model.model.blocks.0.strange", (3,), "no such tensor"),
+        ("base_model.model.blocks.0.strange", (3,), "0 heads with tensors"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(key, shape, reason, build, tmp_path):

@@ -59,7 +59,7 @@ def test_base_and_adapters_of_other_kinds_and_ranks_from_one_file(build, tmp_pat
     before = copy.deepcopy(first.state_dict())
     report = exporters.to_onnx(first, tmp_path / "model.onnx", adapters="runtime")
     assert all(torch.equal(before[key], value) for key, value in first.state_dict().items())
-    names = {"model.onnx", "model.portable.onnx", "model.onnx_adapter"}
+    names = {"model.onnx", "model.portable.onnx", "model.onnx_adapter", "model.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert report.fused == 2
     tried = {row.output for row in report.files[0].verification.parity}

@@ -48,7 +48,11 @@ def test_every_site_is_fused_and_both_files_compute_what_the_model_computes(
 ):
     model = build(name)
     report = exporters.to_onnx(model, tmp_path / "model.onnx")
-    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.portable.onnx"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "model.onnx",
+        "model.portable.onnx",
+        "model.md",
+    }
     assert count(tmp_path / "model.onnx") == sites == report.fused
     assert count(tmp_path / "model.portable.onnx") == 0
     assert report.passed
@@ -81,7 +85,7 @@ def test_what_cannot_be_fused_is_exported_all_the_same_and_the_reason_is_told(bu
 
 def test_a_portable_file_holds_standard_operators_only(build, tmp_path):
     report = exporters.to_onnx(build("vit"), tmp_path / "model.onnx", target="portable")
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.md"}
     model = onnx.load(tmp_path / "model.onnx")
     assert {node.domain for node in model.graph.node} == {""}
     assert {(o.domain, o.version) for o in model.opset_import} == {("", 20)}

@@ -35,11 +35,12 @@ def _save(folder: Path, version: str) -> None:
 
 
 def _publish(folder: Path, version: str) -> None:
-    """What an export writes: a model, its weights beside it, a portable model."""
+    """What an export writes: a model, its weights beside it, a portable model, the card."""
     with stage(folder) as aside:
         (aside.folder / "m.onnx").write_text(f"model {version}")
         (aside.folder / "m.onnx.data").write_text(f"weights {version}")
         (aside.folder / "m.portable.onnx").write_text(f"portable {version}")
+        (aside.folder / "m.md").write_text(f"card {version}")
         aside.publish()
 
 
@@ -96,6 +97,8 @@ def _check_whole(found: dict[str, bytes], old: dict[str, bytes], new: dict[str, 
         assert data in (old.get(file), new.get(file)), file
     if "m.onnx" in found:  # a model is never there with the weights of another
         assert found["m.onnx"].split()[-1] == found["m.onnx.data"].split()[-1]
+    if "m.md" in found:  # a card lies beside the models that it speaks of, or there is none
+        assert {data.split()[-1] for data in found.values()} == {found["m.md"].split()[-1]}
     if "adapter_config.json" in found:
         assert {**found} in (old, new)
 

@@ -1,0 +1,197 @@
+"""A model repository for the Triton Inference Server, from an exported file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from exporters.errors import ExportError
+from exporters.metadata import facts
+from exporters.pbtxt import render
+from exporters.preflight import make_folder
+from exporters.runtime import base_of
+from exporters.staging import stage
+from exporters.triton_config import LABELS, Batching, Engine, config, values
+
+CONFIG = "config.pbtxt"
+_NAME = re.compile(r"[\w.-]+")
+_TAKES: dict[Engine, tuple[str, ...]] = {
+    "cpu": ("cpu", "portable"),
+    "cuda": ("cuda", "portable"),
+    "tensorrt": ("portable",),
+}
+"""Targets of export that make sense for each engine."""
+
+
+def triton_repository(
+    file: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    version: int = 1,
+    engine: Engine | None = None,
+    max_batch: int = 16,
+    preferred: tuple[int, ...] = (),
+    delay_us: int = 500,
+    instances: int = 1,
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Put an exported file into a Triton model repository: configuration, labels, one version.
+
+    Requests are batched where the file's batch is dynamic; smallest and largest batch are run once
+    before the model is ready. Labels in the file become Triton's classification labels. A version appears
+    in the repository at once and whole, so that a polling server never sees half of it.
+
+    Args:
+        file: What ``to_onnx`` wrote.
+        folder: The repository; made if it is not there.
+        name: Of the model; the file's own if None.
+        version: Number of this version. Further versions must keep inputs, outputs and settings.
+        engine: ``cpu``; ``cuda``; ``tensorrt``, for which the portable file is the right one: TensorRT
+            knows no operators of ONNX Runtime. None follows the file's target.
+        max_batch: Largest batch.
+        preferred: Batch sizes to run as soon as they are there.
+        delay_us: How long a request may wait for others, in microseconds.
+        instances: Copies of the model (on each GPU).
+        threads: Of each copy on the CPU; None leaves it to ONNX Runtime, which takes all cores.
+        overwrite: Whether this version, and a configuration that differs, may be replaced.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        ExportError: If the file is none of ours, takes adapters at run time, or does not suit the engine;
+            if the version is there already, or another version has other inputs or settings.
+    """
+    source, told = Path(file), _facts(file)
+    chosen = _engine(told, engine, source)
+    model = onnx.load(source, load_external_data=False)
+    batching = Batching(max_batch, tuple(preferred), delay_us)
+    _check_numbers(batching, version, instances)
+    title = _title(name or source.stem)
+    inputs, outputs = values(model.graph)
+    fields = config(
+        title, inputs, outputs, chosen, batching, instances=instances, threads=threads,
+        precision=told.get("precision", "fp32"), labels="labels" in told,
+    )  # fmt: skip
+    make_folder(Path(folder))
+    home = Path(folder) / title
+    _check_home(home, version, render(fields), overwrite)
+    with stage(Path(folder)) as aside:
+        _fill(aside.folder, source, version, render(fields), told.get("labels"))
+        _publish(aside.folder, home, version)
+    return home
+
+
+def _fill(place: Path, source: Path, version: int, text: str, labels: list[str] | None) -> None:
+    inside = place / str(version)
+    inside.mkdir()
+    shutil.copyfile(source, inside / "model.onnx")
+    for location in _external(source):
+        # The file names its weights; only its own name is free.
+        shutil.copyfile(source.parent / location, inside / location)
+    (place / CONFIG).write_text(text, encoding="utf-8")
+    if labels is not None:
+        (place / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
+
+
+def _publish(place: Path, home: Path, version: int) -> None:
+    """The settings first: a server loads a model when it sees a version."""
+    home.mkdir(exist_ok=True)
+    for file in (CONFIG, LABELS):
+        if (place / file).exists():
+            os.replace(place / file, home / file)
+    old = place / "old"
+    if (home / str(version)).exists():
+        os.replace(home / str(version), old)
+    os.replace(place / str(version), home / str(version))
+
+
+def _external(source: Path) -> list[str]:
+    tensors = onnx.load(source, load_external_data=False).graph.initializer
+    found = (e.value for t in tensors for e in t.external_data if e.key == "location")
+    return list(dict.fromkeys(found))
+
+
+def _facts(file: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        told = facts(file)
+        adapters = base_of(file) is not None
+    except Exception as error:  # protobuf's errors have no common root
+        raise _unfit(file, f"{type(error).__name__}: {error}", "pass what to_onnx wrote") from error
+    if not told:
+        raise _unfit(file, "it holds no metadata of model-surgery", "pass what to_onnx wrote")
+    if adapters:
+        why = "it takes adapters at run time, and Triton would serve the bare base"
+        raise _unfit(file, why, "export each model with adapters='fold', or serve AdapterSession")
+    return told
+
+
+def _engine(told: dict[str, Any], engine: Engine | None, source: Path) -> Engine:
+    target = str(told.get("target", "portable"))
+    if engine is None:
+        return "cuda" if target == "cuda" else "cpu"
+    if engine not in _TAKES:
+        raise ExportError(
+            f"unknown engine {engine!r}", remedy=f"choose one of {', '.join(map(repr, _TAKES))}"
+        )
+    if target not in _TAKES[engine]:
+        portable = source.with_suffix(f".portable{source.suffix}").name
+        why = f"it was fused for {target}, and {engine} runs {' or '.join(_TAKES[engine])} files"
+        raise _unfit(source, why, f"pass the file beside it, {portable}")
+    return engine
+
+
+def _check_numbers(batching: Batching, version: int, instances: int) -> None:
+    wrong = {
+        "version": version < 1,
+        "max_batch": batching.limit < 1,
+        "delay_us": batching.delay_us < 0,
+        "instances": instances < 1,
+        "preferred": any(not 1 <= size <= batching.limit for size in batching.preferred),
+    }
+    if any(wrong.values()):
+        raise ExportError(
+            "the Triton settings make no sense",
+            where=next(key for key, is_wrong in wrong.items() if is_wrong),
+            remedy="counts start at 1, and preferred batches are at most max_batch",
+        )
+
+
+def _title(name: str) -> str:
+    if _NAME.fullmatch(name) and name.strip("."):
+        return name
+    raise ExportError(
+        f"{name!r} cannot be the name of a Triton model",
+        remedy="use letters, digits, '.', '_' and '-': name='cats'",
+    )
+
+
+def _check_home(home: Path, version: int, text: str, overwrite: bool) -> None:
+    if overwrite:
+        return
+    if (home / str(version)).exists():
+        raise ExportError(
+            f"version {version} exists already",
+            where=str(home),
+            remedy="pass the next version=, or overwrite=True",
+        )
+    there = home / CONFIG
+    if there.exists() and there.read_text(encoding="utf-8") != text:
+        raise ExportError(
+            "the other versions of this model have other inputs, outputs or settings",
+            where=str(there),
+            why="one configuration holds for all versions",
+            remedy="pass the same settings, another name=, or overwrite=True",
+        )
+
+
+def _unfit(file: str | os.PathLike[str], why: str, remedy: str) -> ExportError:
+    what = "this file cannot be served by Triton"
+    return ExportError(what, where=os.fspath(file), why=why, remedy=remedy)
