@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from surgery.cli import adapter_files, delivery, machine, onnx_files, policy_files, reading
+from surgery.cli import adapter_files, delivery, machine, onnx_files, policy_files, reading, runs
 from surgery.cli.failures import Guarded
 
 app = typer.Typer(
@@ -26,8 +26,10 @@ app = typer.Typer(
 app.command("inspect")(reading.inspect)
 app.command("plan")(reading.plan)
 app.command("verify")(reading.verify)
+app.command("train")(runs.train)
 app.command("fold")(delivery.fold)
 app.command("export")(delivery.export)
+app.command("report")(runs.report)
 app.command("bench")(onnx_files.bench)
 app.command("info")(adapter_files.info)
 app.command("diff")(adapter_files.diff)

@@ -1,0 +1,2 @@
+"""x."""
+def render(folder): return "x"
