@@ -16,6 +16,7 @@ from surgery.errors import RunError
 if TYPE_CHECKING:
     from torch import nn
 
+    from surgery.runs.feed import Feeding
     from surgery.runs.folder import RunFolder
     from surgery.runs.samples import Data
     from surgery.runs.schema import RunSpec
@@ -114,17 +115,72 @@ class Trained:
         """Where the base model comes from."""
         return source_of(self.spec, tuple(self.labels))
 
-    def samples(self, model: nn.Module, count: int = 16) -> dict[str, Any] | None:
-        """Real inputs from the validation data; None if the data are not there any more."""
+    def facts(self, model: nn.Module, count: int = 16) -> dict[str, Any]:
+        """What the ONNX file should know: classes, real inputs, and how good the model is."""
+        metrics = self.folder.read(self.folder.metrics) or {}
+        figures = {f"validation_{k}": v for k, v in metrics.get("validation", {}).items()}
+        feeding = self._feeding(model)
+        samples = feeding.sample(count) if feeding else None
+        return {"labels": self.labels or None, "samples": samples, "metadata": figures}
+
+    def complete(self, folder: Path) -> None:
+        """Put beside a folded model what it is used with: class names, and the tokenizer of texts."""
+        from surgery.runs.feed import tokenizer_of
+
+        self.folder.write(folder / "labels.json", self.labels)
+        if not (self.spec.data.images or self.spec.data.image) and self.spec.model.name[:3] == "hf:":
+            tokenizer_of(self.spec).save_pretrained(folder)
+
+    def exported(self) -> list[Path]:
+        """The files that ``surgery export`` wrote for the run.
+
+        Raises:
+            RunError: If there are none.
+        """
+        found = sorted(self.folder.path.glob("*.onnx"))
+        if not found:
+            raise RunError(
+                "nothing is exported yet",
+                where=str(self.folder.path),
+                why="it holds no .onnx file",
+                remedy="surgery export with the same training file",
+            )
+        return found
+
+    def keep(self, path: Path, plain: dict[str, Any]) -> None:
+        """Keep what a command found in the run folder, and write the report anew."""
+        self.folder.write(path, plain)
+        write_report(self.folder)
+
+    def _feeding(self, model: nn.Module) -> Feeding | None:
         from surgery.runs.feed import feed
         from surgery.runs.samples import open_data
 
         try:
-            data = open_data(self.spec.data, self.spec.seed)
+            return feed(open_data(self.spec.data, self.spec.seed), model, self.spec)
         except RunError as error:
-            note(f"the data cannot be opened, so made-up inputs stand in for them: {error.what}")
+            note(f"verified on made-up inputs alone, the data cannot be opened: {error.what}")
             return None
-        return dict(feed(data, model, self.spec).sample(count))
+
+
+def trained_by(
+    text: str,
+    adapter: Path | None,
+    settings: list[str] | None,
+    pretrained: bool | None,
+    checkpoint: Path | None,
+) -> Trained | None:
+    """The run of a training file, or None if the words name a model.
+
+    Raises:
+        typer.BadParameter: If a training file and options of a model are given together.
+        RunError: As :meth:`Trained.of`.
+    """
+    if not text.endswith(SUFFIXES):
+        return None
+    if adapter or settings or pretrained is not None or checkpoint:
+        raise typer.BadParameter("the training file says which model and adapter: leave them out")
+    return Trained.of(Path(text))
 
 
 def source_of(spec: RunSpec, labels: tuple[str, ...]) -> Source:
@@ -209,7 +265,8 @@ def _make_room(folder: RunFolder, config: Path, overwrite: bool) -> None:
         )
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     shutil.rmtree(folder.events, ignore_errors=True)
-    for path in (folder.adapter, folder.metrics, folder.layers, folder.fold, folder.export):
+    made = (folder.adapter, folder.metrics, folder.layers, folder.fold, folder.export, folder.latency)
+    for path in (*made, folder.report):
         path.unlink(missing_ok=True)
 
 

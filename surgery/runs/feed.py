@@ -161,7 +161,7 @@ class Tokens:
 
 
 def _texts(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
-    tokenizer = _tokenizer(spec)
+    tokenizer = tokenizer_of(spec)
     config = getattr(model, "config", None)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -174,7 +174,12 @@ def _texts(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
     return Feeding(train, validation, collate, tokenizer, shifted=not data.labels)
 
 
-def _tokenizer(spec: RunSpec) -> Any:
+def tokenizer_of(spec: RunSpec) -> Any:
+    """The tokenizer of a run's texts.
+
+    Raises:
+        RunError: If none is named or it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     kind, _, name = spec.model.name.partition(":")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
@@ -171,6 +172,7 @@ def _arguments(spec: RunSpec, folder: RunFolder, *, language: bool) -> TrainingA
         use_cpu=spec.device == "cpu",
         seed=spec.seed,
         dataloader_num_workers=spec.data.workers,
+        dataloader_pin_memory=torch.cuda.is_available() and spec.device != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
         logging_strategy="steps",
@@ -197,7 +199,7 @@ def _tensorboard(spec: RunSpec) -> TrainerCallback | None:
 
 
 def _check_installed(spec: RunSpec) -> None:
-    wanted = ("accelerate", "tensorboard") if spec.output.tensorboard else ("accelerate",)
+    wanted = ["accelerate", "matplotlib", *(["tensorboard"] if spec.output.tensorboard else [])]
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise RunError(
