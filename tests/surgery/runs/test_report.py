@@ -55,7 +55,7 @@ def texts(picture: ElementTree.Element) -> Iterator[str]:
 def test_a_page_needs_nothing_else(folder: RunFolder) -> None:
     page = Page(report.render(folder))
     assert page.sections == ["curves", "updates", "importance", "directions", "setup"]
-    assert all(reference.startswith("#") for reference in page.references)
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
     assert len(page.pictures) == 4
     assert {"loss", "accuracy", "learning rate"} <= set(texts(page.pictures[0]))
     assert {"attention.query", "attention.value"} <= set(texts(page.pictures[1]))
