@@ -39,7 +39,9 @@ def main(steps: int = 8) -> SentenceTransformer:
         SentenceTransformerTrainer(
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_dict({"anchor": list(PAIRS), "positive": list(PAIRS.values())}),
+            train_dataset=Dataset.from_dict(
+                {"anchor": list(PAIRS), "positive": list(PAIRS.values())}
+            ),
             loss=MultipleNegativesRankingLoss(model),
             callbacks=[RecomposerCallback()],
         ).train()

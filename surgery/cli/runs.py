@@ -128,7 +128,10 @@ class Trained:
         from surgery.runs.feed import tokenizer_of
 
         self.folder.write(folder / "labels.json", self.labels)
-        if not (self.spec.data.images or self.spec.data.image) and self.spec.model.name[:3] == "hf:":
+        if (
+            not (self.spec.data.images or self.spec.data.image)
+            and self.spec.model.name[:3] == "hf:"
+        ):
             tokenizer_of(self.spec).save_pretrained(folder)
 
     def exported(self) -> list[Path]:
@@ -215,9 +218,7 @@ def _numbered(labels: tuple[str, ...]) -> dict[str, int]:
     return {name: number for number, name in enumerate(labels)}
 
 
-def _train(
-    spec: RunSpec, config: Path, *, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
+def _train(spec: RunSpec, config: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """The metrics; None on any process but the first."""
     from surgery.runs.folder import RunFolder
     from surgery.runs.samples import open_data
@@ -265,7 +266,14 @@ def _make_room(folder: RunFolder, config: Path, overwrite: bool) -> None:
         )
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     shutil.rmtree(folder.events, ignore_errors=True)
-    made = (folder.adapter, folder.metrics, folder.layers, folder.fold, folder.export, folder.latency)
+    made = (
+        folder.adapter,
+        folder.metrics,
+        folder.layers,
+        folder.fold,
+        folder.export,
+        folder.latency,
+    )
     for path in (*made, folder.report):
         path.unlink(missing_ok=True)
 

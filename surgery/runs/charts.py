@@ -116,7 +116,9 @@ def importance(steps: Sequence[int], layers: Layers) -> Markup:
     rows = np.concatenate([_scaled(np.array(layer["scores"], float).T) for layer in scored])
     ranks = np.cumsum([0, *(layer["rank"] for layer in scored)])
     with _style("importance"):
-        figure = Figure(figsize=(9.6, 1.2 + 0.09 * len(rows) + 0.08 * len(scored)), layout="constrained")
+        figure = Figure(
+            figsize=(9.6, 1.2 + 0.09 * len(rows) + 0.08 * len(scored)), layout="constrained"
+        )
         axes = figure.subplots()
         edges = [*steps, steps[-1] + 1] if len(steps) > 1 else [0, 1]
         mesh = axes.pcolormesh(
@@ -196,7 +198,12 @@ def drift(projections: Iterable[dict[str, Any]]) -> Markup:
             ("update_error", "of the update", ACCENT),
         ):
             axes.plot(
-                range(len(rows)), [r[key] for r in rows], "o", label=label, color=colour, markersize=4
+                range(len(rows)),
+                [r[key] for r in rows],
+                "o",
+                label=label,
+                color=colour,
+                markersize=4,
             )
         axes.set_yscale("log")
         axes.set_xlabel("projection")
@@ -213,9 +220,7 @@ def latency(rows: Sequence[dict[str, Any]]) -> Markup:
         axes = figure.subplots()
         middle = np.array([row["median_ms"] for row in rows])
         span = [middle - [r["low_ms"] for r in rows], [r["high_ms"] for r in rows] - middle]
-        axes.barh(
-            [r["name"] for r in rows], middle, xerr=span, color=SECOND, ecolor=INK, capsize=2
-        )
+        axes.barh([r["name"] for r in rows], middle, xerr=span, color=SECOND, ecolor=INK, capsize=2)
         axes.invert_yaxis()
         axes.set_xlabel("ms a call")
         return _svg(figure, "latency of each contender")

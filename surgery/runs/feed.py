@@ -168,9 +168,7 @@ def _texts(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
     if config is not None and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     collate = Tokens(tokenizer, spec.data.max_length)
-    train, validation = (
-        Feed(samples, str, spec.seed) for samples in (data.train, data.validation)
-    )
+    train, validation = (Feed(samples, str, spec.seed) for samples in (data.train, data.validation))
     return Feeding(train, validation, collate, tokenizer, shifted=not data.labels)
 
 
@@ -200,4 +198,3 @@ def tokenizer_of(spec: RunSpec) -> Any:
             why=f"{type(error).__name__}: {str(error).splitlines()[0]}",
             remedy="name a folder with tokenizer.json in data.tokenizer",
         ) from error
-

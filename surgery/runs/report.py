@@ -93,7 +93,9 @@ def _adapter_sections(watched: dict[str, Any] | None, last: int) -> Iterator[Sec
     text = "Frobenius norm of W - W0 over that of W0, with all that was fused and subtracted."
     yield Section("updates", "Updates", charts.updates(steps, layers), text)
     if any(layer["scores"] for layer in layers.values()):
-        text = "A row a pair. At a switch the least important pairs of each adapter move on, and all "
+        text = (
+            "A row a pair. At a switch the least important pairs of each adapter move on, and all "
+        )
         text += "scores begin anew: blank."
         yield Section("importance", "Importance", charts.importance(steps, layers), text)
     switched = [layer for layer in layers.values() if layer["switches"]]

@@ -39,7 +39,9 @@ class Samples:
     def part(self, numbers: Sequence[int]) -> Samples:
         """Some of them, in the order given."""
         targets = tuple(self.targets[n] for n in numbers) if self.targets else ()
-        return replace(self, read=lambda i: self.read(numbers[i]), targets=targets, size=len(numbers))
+        return replace(
+            self, read=lambda i: self.read(numbers[i]), targets=targets, size=len(numbers)
+        )
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,9 @@ class ScheduleSpec(Strict):
     """How long, in which steps, and when to look."""
 
     epochs: float = Field(3, gt=0, le=1e6)
-    steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps, instead of epochs")
+    steps: int | None = Field(
+        None, ge=1, le=10**9, description="optimizer steps, instead of epochs"
+    )
     batch: int = Field(32, ge=1, le=10**6, description="samples a process takes at once")
     accumulate: int = Field(1, ge=1, le=10**6, description="such batches an optimizer step")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")

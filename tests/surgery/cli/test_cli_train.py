@@ -33,7 +33,11 @@ from .conftest import Run
 
 COLOURS = {"blue": (30, 30, 200), "red": (200, 30, 30)}
 SIZES = {"depth": 2, "img_size": 32, "embed_dim": 32, "num_heads": 2}
-GOOD, BAD, OTHER = "good great fine lovely".split(), "bad awful poor sad".split(), "the film was".split()
+GOOD, BAD, OTHER = (
+    ["good", "great", "fine", "lovely"],
+    ["bad", "awful", "poor", "sad"],
+    ["the", "film", "was"],
+)
 
 IMAGES: dict[str, Any] = {
     "model": {"name": "timm:vit_tiny_patch16_224", "set": SIZES},

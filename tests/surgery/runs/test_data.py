@@ -175,14 +175,19 @@ MISTAKES: dict[str, tuple[Make, str]] = {
 }
 
 
+def read_all(asked: dict[str, Any]) -> None:
+    data = opened(**asked)
+    for part in (data.train, data.validation):
+        for number in range(len(part)):
+            part[number]
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_said(tmp_path: Path, case: str) -> None:
     make, words = MISTAKES[case]
     asked = make(tmp_path)
     with pytest.raises(RunError, match=words) as caught:
-        data = opened(**asked)
-        for part in (data.train, data.validation):
-            [part[i] for i in range(len(part))]
+        read_all(asked)
     assert caught.value.remedy
 
 

@@ -17,7 +17,7 @@ from surgery.runs import checkpoints
 from surgery.runs.folder import RunFolder
 from surgery.runs.schema import RunSpec
 
-from .conftest import Trained, run, spec, vit
+from .conftest import Trained, run, spec
 
 
 def folder(asked: RunSpec) -> RunFolder:
