@@ -23,7 +23,7 @@ def main(steps: int = 40) -> float:
         images[torch.arange(16), labels] += 1
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         recomposer.step()  # the one line
         optimizer.step()
     print(surgery.fold(model.eval()))

@@ -22,7 +22,7 @@ ACCENT, SECOND = "#d1573a", "#4d7fb0"
 PANELS = 24
 """Small figures beside each other, at most."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,

@@ -50,7 +50,7 @@ class Look:
             color_jitter=None,
         )
         mode = "L" if self.shape[0] == 1 else "RGB"
-        return lambda image: made(image.convert(mode))  # type: ignore[no-any-return]
+        return lambda image: made(image.convert(mode))
 
 
 def look_of(model: nn.Module, spec: RunSpec) -> Look:

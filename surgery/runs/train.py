@@ -195,7 +195,7 @@ def _tensorboard(spec: RunSpec) -> TrainerCallback | None:
 
     callback = TensorBoardCallback()
     callback.logging_dir = str(RunFolder(Path(spec.output.folder).expanduser()).events)
-    return callback  # type: ignore[no-any-return]
+    return callback
 
 
 def _check_installed(spec: RunSpec) -> None:

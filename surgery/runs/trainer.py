@@ -55,11 +55,12 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """timm's optimizer over the groups that adapters want."""
-        if self.optimizer is None:
+        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if optimizer is None:
             given = self.spec.optimizer
             groups = parameter_groups(self.model, lr=given.lr, weight_decay=given.weight_decay)
             try:
-                made = timm.optim.create_optimizer_v2(
+                optimizer = timm.optim.create_optimizer_v2(
                     groups, opt=given.name, lr=given.lr, weight_decay=0.0, **given.options
                 )
             except TypeError as error:
@@ -69,8 +70,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
                     why=str(error),
                     remedy="leave out what it does not know",
                 ) from error
-            self.optimizer = made
-        return self.optimizer
+            self.optimizer = optimizer
+        assert optimizer is not None
+        return optimizer
 
     def compute_loss(
         self,

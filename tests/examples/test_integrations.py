@@ -64,6 +64,7 @@ def test_timm_recipe_folds_the_average_too(monkeypatch: pytest.MonkeyPatch) -> N
     assert names and not any(torch.equal(ours[name], theirs[name]) for name in names)
 
 
+@pytest.mark.slow  # the import alone takes seconds
 def test_sentence_embeddings() -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from examples import sentence_embeddings
@@ -78,7 +79,7 @@ def test_sentence_embeddings() -> None:
 
 @pytest.mark.slow
 def test_the_notebook_executes() -> None:
-    import nbclient
+    nbclient = pytest.importorskip("nbclient")
     import nbformat
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
