@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import surgery
 from surgery.integrations.trainer import RecomposerCallback
 
-PAIRS = {"cat": "kitten", "dog": "puppy", "cow": "calf", "hen": "chick"}
+PAIRS = {"a cat": "a kitten", "a dog": "a puppy", "a cow": "a calf", "a hen": "a chick"}
 
 
 def main(steps: int = 8) -> SentenceTransformer:
@@ -51,7 +51,8 @@ def main(steps: int = 8) -> SentenceTransformer:
 
 def tiny(folder: Path) -> SentenceTransformer:
     """A BERT of two layers that knows the words of ``PAIRS``."""
-    words = ["[PAD]", "[UNK]", *PAIRS, *PAIRS.values()]
+    known = " ".join([*PAIRS, *PAIRS.values()]).split()
+    words = ["[PAD]", "[UNK]", *dict.fromkeys(known)]
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
     )

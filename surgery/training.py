@@ -160,8 +160,7 @@ class Recomposer:
         done = {name: pairs for name, pairs in swapped.items() if pairs}
         if not done and not exhausted:
             return None
-        moved = {name: pairs for name, pairs in places.items() if pairs}
-        report = Recomposition(self.steps + 1, done, tuple(sorted(exhausted)), moved)
+        report = Recomposition(self.steps + 1, done, tuple(sorted(exhausted)), places)
         self.history.append(report)
         _LOG.info("%s", report)
         return report

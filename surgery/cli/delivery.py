@@ -20,8 +20,8 @@ from surgery.cli.options import (
     example_inputs,
 )
 from surgery.cli.output import Json, emit, working
-from surgery.cli.runs import trained_by
 from surgery.cli.staging import folder_for
+from surgery.cli.trained import trained_by
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,7 +22,7 @@ from surgery.cli.options import (
     example_inputs,
 )
 from surgery.cli.output import Json, emit, working
-from surgery.cli.runs import trained_by
+from surgery.cli.trained import trained_by
 
 if TYPE_CHECKING:
     import onnx

@@ -83,15 +83,8 @@ def _steps(axes: Axes) -> None:
 def _lines(
     axes: Axes, rows: Sequence[dict[str, Any]], key: str, label: str, colour: str, **style: Any
 ) -> None:
-    there = [row for row in rows if key in row]
-    axes.plot(
-        [row["step"] for row in there],
-        [row[key] for row in there],
-        color=colour,
-        label=label,
-        markersize=3,
-        **style,
-    )
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    axes.plot(*zip(*points, strict=True), color=colour, label=label, markersize=3, **style)
 
 
 def updates(steps: Sequence[int], layers: Layers) -> Markup:

@@ -23,7 +23,7 @@ from surgery.runs import checkpoints, training_file
 from surgery.runs.feed import Feeding, feed
 from surgery.runs.folder import RunFolder
 from surgery.runs.progress import ProgressBar
-from surgery.runs.samples import Data
+from surgery.runs.samples import Data, Kind
 from surgery.runs.schema import RunSpec
 from surgery.runs.stopping import EarlyStop, Interrupt
 from surgery.runs.trainer import AdapterTrainer
@@ -81,7 +81,7 @@ class Run:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if hands.interrupt.asked:
             raise KeyboardInterrupt
-        return _write(trainer, hands.watch, folder)
+        return _write(trainer, hands.watch, folder, self.data.kind)
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,9 @@ def _check_installed(spec: RunSpec) -> None:
         )
 
 
-def _write(trainer: AdapterTrainer, watch: Watch, folder: RunFolder) -> dict[str, Any]:
+def _write(trainer: AdapterTrainer, watch: Watch, folder: RunFolder, kind: Kind) -> dict[str, Any]:
     """Write the results; the metrics come last, when all else is there."""
-    metrics = _metrics(trainer)
+    metrics = {"kind": kind} | _metrics(trainer)
     if trainer.is_world_process_zero():
         save(trainer.accelerator.unwrap_model(trainer.model), folder.adapter)
         folder.write(folder.layers, watch.to_dict())
@@ -220,7 +220,7 @@ def _write(trainer: AdapterTrainer, watch: Watch, folder: RunFolder) -> dict[str
 
 
 def _metrics(trainer: AdapterTrainer) -> dict[str, Any]:
-    """``metrics.json``: ``{"steps", "epochs", "validation": {...}, "kept_step", "trainable", ...}``."""
+    """``metrics.json``: ``{"kind", "steps", "epochs", "validation": {...}, "kept_step", "trainable", ...}``."""
     state, counted = trainer.state, summary(trainer.accelerator.unwrap_model(trainer.model))
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
     kept = best or state.global_step

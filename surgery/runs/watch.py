@@ -72,8 +72,9 @@ class Watch(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self._recomposer is None:
             return
         for done in self._recomposer.history[self._counted :]:
-            for path, places in done.places.items():
-                self._by_path()[path]["switches"].append([done.step, list(places)])
+            for path in done.swapped:
+                places = list(done.places[path])
+                self._by_path()[path]["switches"].append([done.step, places])
         self._counted = len(self._recomposer.history)
 
     def on_train_end(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +29,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from surgery.cli.trained import source_of
 from surgery.runs import checkpoints
+from surgery.runs.schema import RunSpec
 
 from .conftest import Run
 
@@ -239,6 +243,16 @@ def test_another_run_is_not_resumed(run: Run, images: Path, tmp_path: Path) -> N
     assert "optimizer changed since it began" in run("train", "c.yaml", "--resume", code=1).stderr
 
 
+def test_a_transformers_model_gets_the_head_that_the_data_need() -> None:
+    spec = RunSpec.model_validate(TEXTS)
+    heads = {"images": "Image", "texts": "Sequence"}
+    for kind, name in heads.items():
+        source = source_of(spec, ("a", "b"), kind)  # type: ignore[arg-type]
+        assert source.auto == f"AutoModelFor{name}Classification"
+        assert source.changes["id2label"] == {0: "a", 1: "b"}
+    assert source_of(spec, (), "texts").auto is None
+
+
 def test_the_schema_is_json(run: Run) -> None:
     assert "optimizer" in json.loads(run("train", "--schema").stdout)["properties"]
 
@@ -246,10 +260,6 @@ def test_the_schema_is_json(run: Run) -> None:
 @pytest.mark.slow
 def test_ctrl_c_is_130_and_resumes_under_accelerate(run: Run, images: Path, tmp_path: Path) -> None:
     """Real processes: a SIGINT to the command, then two processes to the end."""
-    import os
-    import signal
-    import time
-
     write(images, IMAGES, schedule={"epochs": 400, "batch": 8})
     root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -265,8 +275,6 @@ def test_ctrl_c_is_130_and_resumes_under_accelerate(run: Run, images: Path, tmp_
     said = process.stderr.read()
     assert process.wait(60) == 130 and "--resume goes on from" in said and "Traceback" not in said
     assert checkpoints.latest(tmp_path / "runs/colours/checkpoints") is not None
-    time.sleep(0)
-
     write(images, IMAGES, schedule={"epochs": 2, "batch": 4})
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
               "-m", "surgery.cli", "train", "c.yaml", "--overwrite", "--json"]  # fmt: skip

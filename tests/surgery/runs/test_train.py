@@ -107,5 +107,34 @@ def test_a_resumed_run_equals_an_unstopped_one(
     assert any(layer["switches"] for layer in layers[0]["layers"].values())
 
 
+@pytest.mark.slow
+def test_bfloat16_trains_and_keeps_fp32_adapters(trained: Trained, tmp_path: Path) -> None:
+    asked = spec(tmp_path / "bf16", trained[0].data.model_dump(), precision="bf16")
+    metrics = run(asked).train()
+    assert metrics["validation"]["loss"] == pytest.approx(trained[1]["validation"]["loss"], abs=0.1)
+    assert not same(trained[0], asked)
+    assert {tensor.dtype for tensor in weights(asked).values()} >= {torch.float32}
+
+
+@pytest.mark.slow
+def test_it_ends_when_nothing_gets_better(trained: Trained, tmp_path: Path) -> None:
+    """At a learning rate of nothing no evaluation is better than the first."""
+    asked = spec(
+        tmp_path / "early", trained[0].data.model_dump(), optimizer={"lr": 1e-12},
+        schedule={"epochs": 5, "early_stop": 1, "evaluate_every": 2, "watch": "accuracy"},
+    )  # fmt: skip
+    metrics = run(asked).train()
+    assert metrics["steps"] == 4 < metrics["planned_steps"] and metrics["kept_step"] == 2
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_says_so(trained: Trained, tmp_path: Path) -> None:
+    steep = {"lr": 1e3, "clip": 0, "name": "sgd"}
+    asked = spec(tmp_path / "off", trained[0].data.model_dump(), optimizer=steep)
+    with pytest.raises(surgery.StateError, match="diverged"):
+        run(asked).train()
+    assert not folder(asked).adapter.exists()
+
+
 def test_the_handlers_are_put_back(trained: Trained) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
