@@ -17,6 +17,8 @@ from policies.schema import AdapterSpec, Policy, Selection
 
 MAX_BYTES = 64 * 1024
 MAX_NESTING = 12
+_READABLE = {"policy": "check the path; policies.names() lists what can be asked for by name"}
+_MAPPING = {"policy": "start with 'description: ...' and 'select:'"}
 _ROLES = (*(role.value for role in Role), *(role.short for role in Role))
 
 Place = tuple[str | int, ...]
@@ -65,11 +67,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def load_file(path: Path) -> Document:
-    """Read a policy file.
+def load_file(path: Path, noun: str = "policy") -> Document:
+    """Read a policy file, or another of the house's YAML files.
 
     Args:
         path: A YAML file of at most 64 KiB, without anchors or aliases.
+        noun: What errors call such a file.
 
     Raises:
         PolicyError: If the file is missing, too large, or no YAML mapping.
@@ -80,19 +83,19 @@ def load_file(path: Path) -> Document:
         data = loader.construct_document(node) if node else None
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(
-            "a policy file cannot be read",
+            f"a {noun} file cannot be read",
             where=str(path),
             why=str(error),
-            remedy="check the path; policies.names() lists what can be asked for by name",
+            remedy=_READABLE.get(noun, "check the path"),
         ) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with a 13th month
-        raise _not_yaml(path, error) from error
+        raise _not_yaml(path, noun, error) from error
     if not isinstance(data, dict):
         raise PolicyError(
-            "a policy file holds no mapping",
+            f"a {noun} file holds no mapping",
             where=str(path),
             why=f"its top level is {type(data).__name__}",
-            remedy="start with 'description: ...' and 'select:'",
+            remedy=_MAPPING.get(noun, "start with a 'key: value' on the first line"),
         )
     return Document(data, str(path), dict(_lines(node, ())), path.parent)
 
@@ -138,10 +141,10 @@ def _refusal(problem: str, mark: yaml.Mark) -> ComposerError:
     return ComposerError(None, None, problem, mark)
 
 
-def _not_yaml(path: Path, error: Exception) -> PolicyError:
+def _not_yaml(path: Path, noun: str, error: Exception) -> PolicyError:
     mark = getattr(error, "problem_mark", None)
     return PolicyError(
-        "a policy file is not YAML that we read",
+        f"a {noun} file is not YAML that we read",
         where=f"{path}:{mark.line + 1}" if mark else str(path),
         why=getattr(error, "problem", None) or " ".join(str(error).split()),
         remedy="mend that line" if mark else "write plain UTF-8 text, and odd values in quotes",

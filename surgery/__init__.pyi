@@ -9,6 +9,7 @@ from . import integrations as integrations
 from . import on_disk as on_disk
 from . import operations as operations
 from . import picture as picture
+from . import runs as runs
 from . import shards as shards
 from . import training as training
 from .anatomy.read import read as read
@@ -27,6 +28,7 @@ from .errors import CaptureError as CaptureError
 from .errors import CheckpointError as CheckpointError
 from .errors import PlanError as PlanError
 from .errors import PolicyError as PolicyError
+from .errors import RunError as RunError
 from .errors import StateError as StateError
 from .errors import SurgeryError as SurgeryError
 from .on_disk import FoldedCheckpoint as FoldedCheckpoint

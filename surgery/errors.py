@@ -25,12 +25,17 @@ class CheckpointError(SurgeryError):
     """An adapter file is missing, broken, or was made for another base model."""
 
 
+class RunError(SurgeryError):
+    """A training file, its data or a run folder is missing, malformed, or does not fit the model."""
+
+
 __all__ = [
     "AnatomyError",
     "CaptureError",
     "CheckpointError",
     "PlanError",
     "PolicyError",
+    "RunError",
     "StateError",
     "SurgeryError",
 ]

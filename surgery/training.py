@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,11 +30,13 @@ class Recomposition:
         step: Number of the optimizer step, from 1.
         swapped: Adapter name -> number of pairs fused and born anew.
         exhausted: Adapters that had a switch due for the first time without directions left.
+        places: Adapter name -> which pairs, in the order in which they took the next directions.
     """
 
     step: int
     swapped: dict[str, int]
     exhausted: tuple[str, ...] = ()
+    places: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def pairs(self) -> int:
@@ -149,7 +151,8 @@ class Recomposer:
         return before < now and self.steps + 1 < self.total_steps
 
     def _recompose(self, due: list[str]) -> Recomposition | None:
-        swapped = {name: self._switch(self._adapters[name]) for name in due}
+        places = {name: self._switch(self._adapters[name]) for name in due}
+        swapped = {name: len(pairs) for name, pairs in places.items()}
         exhausted = {name for name, pairs in swapped.items() if pairs == 0} - self._exhausted
         for owner in dict.fromkeys(self._owners[name] for name in due if swapped[name]):
             owner.refresh_base()
@@ -157,13 +160,13 @@ class Recomposer:
         done = {name: pairs for name, pairs in swapped.items() if pairs}
         if not done and not exhausted:
             return None
-        report = Recomposition(self.steps + 1, done, tuple(sorted(exhausted)))
+        report = Recomposition(self.steps + 1, done, tuple(sorted(exhausted)), places)
         self.history.append(report)
         _LOG.info("%s", report)
         return report
 
     @torch.no_grad()
-    def _switch(self, adapter: Recomposed) -> int:
+    def _switch(self, adapter: Recomposed) -> tuple[int, ...]:
         """Recompose one adapter, and forget gradient and optimizer state of the swapped pairs."""
         index = adapter.recompose()
         if len(index):
@@ -171,7 +174,7 @@ class Recomposer:
                 if parameter.grad is not None:
                     parameter.grad.index_fill_(dim, index, 0)
                 _forget(self._optimizer.state.get(parameter, {}), parameter, dim, index)
-        return len(index)
+        return tuple(index.tolist())
 
     def _tensors(self, due: list[str]) -> Iterator[Tensor]:
         """What a recomposition writes to, but for the corrected weights, which follow from it."""

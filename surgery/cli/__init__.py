@@ -19,6 +19,7 @@ from surgery.cli import (
     onnx_files,
     policy_files,
     reading,
+    runs,
 )
 from surgery.cli.failures import Guarded
 
@@ -34,9 +35,11 @@ app = typer.Typer(
 app.command("inspect")(reading.inspect)
 app.command("plan")(reading.plan)
 app.command("verify")(reading.verify)
+app.command("train")(runs.train)
 app.command("fold")(delivery.fold)
 app.command("export")(delivery.export)
 app.command("convert")(convert.convert)
+app.command("report")(runs.report)
 app.command("bench")(onnx_files.bench)
 app.command("info")(adapter_files.info)
 app.command("diff")(adapter_files.diff)

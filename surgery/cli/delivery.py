@@ -14,13 +14,14 @@ from surgery.cli.models import Source
 from surgery.cli.options import (
     Checkpoint,
     InputShapes,
-    ModelName,
+    ModelOrRun,
     Pretrained,
     Settings,
     example_inputs,
 )
 from surgery.cli.output import Json, emit, working
 from surgery.cli.staging import folder_for
+from surgery.cli.trained import trained_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,9 +48,11 @@ class Precision(StrEnum):
 
 
 def fold(
-    model: ModelName,
-    adapter: Annotated[Path, typer.Argument(help="What surgery.save wrote.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    model: ModelOrRun,
+    adapter: Annotated[
+        Path | None, typer.Argument(help="What surgery.save wrote.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare the outputs before and after.")
     ] = True,
@@ -63,13 +66,17 @@ def fold(
     """Load an adapter file onto its base model, fold it, and save the plain model.
 
     transformers models are saved as save_pretrained does, others as DIR/model.safetensors.
+    With a training file alone, its run is folded into RUN_FOLDER/folded.
 
     Example: surgery fold timm:vit_tiny_patch16_224 adapter.safetensors --pretrained --out folded
     """
     import surgery
     from surgery.anatomy.inputs import example_inputs as made_inputs
 
-    source = Source.parse(model, settings, pretrained, checkpoint)
+    run = trained_by(model, adapter, settings, pretrained, checkpoint)
+    source = run.source if run else Source.parse(model, settings, pretrained, checkpoint)
+    adapter = run.folder.adapter if run else _wanted(adapter, "ADAPTER")
+    out = out or (run.folder.path / "folded" if run else _wanted(out, "--out"))
     given = example_inputs(inputs)
     with folder_for(out, overwrite) as aside:
         built = source.build(weights_matter=True)
@@ -78,12 +85,17 @@ def fold(
             compared = made_inputs(built, given) if check else None
             report = surgery.fold(built, check_inputs=compared)
             saver(built)(aside)
-    emit(report.to_dict() | {"out": str(out)}, report, as_json)
+            if run:
+                run.complete(aside)
+    plain = report.to_dict() | {"out": str(out)}
+    if run:
+        run.keep(run.folder.fold, plain)
+    emit(plain, report, as_json)
 
 
 def export(
-    model: ModelName,
-    out: Annotated[Path, typer.Option("--out", "-o", help="ONNX file to write.")],
+    model: ModelOrRun,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="ONNX file to write.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter file to load and fold.")] = None,
     target: Annotated[Target, typer.Option(help="What it is fused for.")] = Target.CPU,
     precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.FP32,
@@ -97,12 +109,18 @@ def export(
 ) -> None:
     """Export a model to one fused, verified ONNX file. Exit 1 if the file fails verification.
 
+    With a training file alone, its run is folded and exported to RUN_FOLDER/model.onnx, its classes named in
+    the file, and verified on samples of its validation data as well.
+
     Example: surgery export timm:vit_tiny_patch16_224 --pretrained --out model.onnx
     """
     import exporters
     import surgery
 
-    source = Source.parse(model, settings, pretrained, checkpoint)
+    run = trained_by(model, adapter, settings, pretrained, checkpoint)
+    source = run.source if run else Source.parse(model, settings, pretrained, checkpoint)
+    adapter = run.folder.adapter if run else adapter
+    out = out or (run.folder.path / "model.onnx" if run else _wanted(out, "--out"))
     given = example_inputs(inputs)
     built = source.build(weights_matter=True)
     ways: dict[str, Any] = {"target": target.value, "precision": precision.value}
@@ -110,14 +128,24 @@ def export(
         with working("exporting and verifying"):
             if adapter:
                 surgery.load(built, adapter, example_inputs=given)
+            facts = run.facts(built) if run else {}
             report = exporters.to_onnx(
-                built, out, example_inputs=given, dynamic=not static, overwrite=overwrite, **ways
-            )
+                built, out, example_inputs=given, dynamic=not static, overwrite=overwrite,
+                **ways, **facts,
+            )  # fmt: skip
     except exporters.VerificationError as error:
         _refused(error.report, as_json)
         raise
+    if run:
+        run.keep(run.folder.export, report.to_dict())
     emit(report.to_dict(), report, as_json)
     raise typer.Exit(0 if report.passed else FAILED)
+
+
+def _wanted(value: Path | None, name: str) -> Path:
+    if value is None:
+        raise typer.BadParameter(f"{name} is missing; only a training file does without it")
+    return value
 
 
 def saver(model: nn.Module) -> Callable[[Path], object]:

@@ -16,7 +16,7 @@ from surgery.cli.output import Json, emit, working
 
 REQUIRED = ("torch", "timm", "transformers", "onnx", "onnxscript", "safetensors", "pydantic")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-OPTIONAL = ("peft", "lightning", "accelerate")
+OPTIONAL = ("peft", "lightning", "accelerate", "datasets", "tensorboard", "matplotlib")
 CUDA = "CUDAExecutionProvider"
 
 

@@ -31,6 +31,7 @@ class Source:
         changes: Arguments for whoever builds it.
         pretrained: Whether published weights are wanted; None: those that are on this disk.
         checkpoint: A state dict to load.
+        auto: The transformers class to build, whatever the configuration names; its head may be new.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Source:
     changes: dict[str, Any]
     pretrained: bool | None = None
     checkpoint: Path | None = None
+    auto: str | None = None
 
     @classmethod
     def parse(
@@ -141,14 +143,15 @@ def _from_transformers(source: Source, meta: bool) -> nn.Module:
     )
     if unused:
         raise typer.BadParameter(f"the configuration has no {', '.join(unused)}")
-    name = (config.architectures or ["AutoModel"])[0]
+    name = source.auto or (config.architectures or ["AutoModel"])[0]
     kind = getattr(transformers, name, None)
     if kind is None:
         raise _unknown(source, None, f"transformers has no class {name!r}")
     if meta or not (source.pretrained or (source.pretrained is None and has_weights(folder))):
-        make = kind.from_config if name == "AutoModel" else kind
+        make = kind.from_config if name.startswith("AutoModel") else kind
         return make(config)  # type: ignore[no-any-return]
-    return kind.from_pretrained(place, config=config)  # type: ignore[no-any-return]
+    new_head = {"ignore_mismatched_sizes": True} if source.auto else {}
+    return kind.from_pretrained(place, config=config, **new_head)  # type: ignore[no-any-return]
 
 
 def _from_factory(source: Source, meta: bool) -> nn.Module:

@@ -16,20 +16,23 @@ from surgery.cli.models import Source
 from surgery.cli.options import (
     Checkpoint,
     InputShapes,
-    ModelName,
+    ModelOrRun,
     Pretrained,
     Settings,
     example_inputs,
 )
 from surgery.cli.output import Json, emit, working
+from surgery.cli.trained import trained_by
 
 if TYPE_CHECKING:
     import onnx
 
 
 def bench(
-    model: ModelName,
-    onnx: Annotated[list[Path], typer.Option("--onnx", help="Exported file; repeatable.")],
+    model: ModelOrRun,
+    onnx: Annotated[
+        list[Path] | None, typer.Option("--onnx", help="Exported file; repeatable.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 5,
     calls: Annotated[int, typer.Option(min=1, help="Measured calls of a turn.")] = 8,
@@ -45,19 +48,27 @@ def bench(
 ) -> None:
     """Measure PyTorch and exported files against each other, in turns.
 
+    With a training file alone, what its run exported is measured, and kept for the report.
+
     Example: surgery bench timm:vit_tiny_patch16_224 --onnx model.onnx --onnx model.portable.onnx
     """
     import exporters
 
-    for path in onnx:
+    run = trained_by(model, None, settings, pretrained, checkpoint)
+    files = {str(path): path for path in onnx or (run.exported() if run else ())}
+    if not files:
+        raise typer.BadParameter("--onnx is missing")
+    for path in files.values():
         load(path)
-    built = Source.parse(model, settings, pretrained, checkpoint).build()
-    files = {str(path): path for path in onnx}
+    source = run.source if run else Source.parse(model, settings, pretrained, checkpoint)
+    built = source.build()
     with working(f"measuring {rounds} rounds of {calls} calls"):
         report = exporters.benchmark(
             built, files, inputs=example_inputs(inputs), batch=batch, rounds=rounds, calls=calls,
             threads=threads, compiled=compiled,
         )  # fmt: skip
+    if run:
+        run.keep(run.folder.latency, report.to_dict())
     emit(report.to_dict(), report, as_json)
 
 

@@ -20,6 +20,14 @@ ModelName = Annotated[
         show_default=False,
     ),
 ]
+ModelOrRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|CONFIG.yaml",
+        help="A model as everywhere, or the training file of a run.",
+        show_default=False,
+    ),
+]
 Pretrained = Annotated[
     bool | None,
     typer.Option(

@@ -30,10 +30,16 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def working(message: str) -> Iterator[None]:
-    """Say on stderr what takes its time; whatever libraries print meanwhile goes there, too."""
+def working(message: str, *, quiet: bool = False) -> Iterator[None]:
+    """Say on stderr what takes its time; whatever libraries print meanwhile goes there, too.
+
+    With ``quiet`` nothing is said: who works shows its own progress.
+    """
     console = Console(stderr=True)
     with redirect_stdout(sys.stderr):
+        if quiet:
+            yield
+            return
         if not console.is_terminal:
             typer.echo(f"{message} ...", err=True)
             yield

@@ -1,0 +1,200 @@
+"""Samples as a model takes them: transforms, tokens, batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from surgery.errors import RunError
+from surgery.runs.samples import Data, Samples
+from surgery.runs.schema import RunSpec
+
+Batch = dict[str, Tensor]
+IGNORED = -100
+"""Label of a token that no loss is taken of, as transformers has it."""
+
+
+class Feed(Dataset[tuple[Any, int | None]]):
+    """Transformed samples. What is random in them hangs on seed, epoch and index alone.
+
+    So a resumed run sees the images that an unstopped one would have seen, with any number of
+    workers.
+
+    Args:
+        samples: Items and labels.
+        transform: Applied to each item.
+        seed: Of the transform.
+    """
+
+    def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int) -> None:
+        self.samples, self.transform, self.seed, self.epoch = samples, transform, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's loaders."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        item, target = self.samples[index]
+        with seeded(self.seed, self.epoch, index):
+            return self.transform(item), target
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Python, NumPy and torch (on the CPU) draw from these numbers inside, and go on as before after it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(numbers).generate_state(1)
+    seed = int(words[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """How a model is fed.
+
+    Attributes:
+        train: What it is trained on.
+        validation: What it is evaluated on.
+        collate: Makes a batch of samples: the model's named inputs, and ``labels``.
+        tokenizer: Of texts; saved beside a folded model.
+        shifted: Whether each token's label is the next one.
+    """
+
+    train: Feed
+    validation: Feed
+    collate: Callable[[list[tuple[Any, Any]]], Batch]
+    tokenizer: Any = None
+    shifted: bool = False
+
+    def sample(self, count: int) -> Batch:
+        """The inputs of the first ``count`` validation samples, without labels."""
+        chosen = [self.validation[i] for i in range(min(count, len(self.validation)))]
+        batch = self.collate(chosen)
+        batch.pop("labels", None)
+        return batch
+
+
+def feed(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
+    """Make what a model takes of what was opened.
+
+    Raises:
+        RunError: If the model's image size is not known, or texts have no tokenizer.
+        CaptureError: If the model does not tell its inputs.
+    """
+    if data.kind == "images":
+        return _images(data, model, spec)
+    return _texts(data, model, spec)
+
+
+def _images(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
+    from surgery.runs import pictures
+
+    look = pictures.look_of(model, spec)
+    train = Feed(data.train, look.transform(training=spec.data.augment), spec.seed)
+    validation = Feed(data.validation, look.transform(training=False), spec.seed)
+    return Feeding(train, validation, Stack(look.name))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Images of one size as one tensor, (n, c, h, w).
+
+    Attributes:
+        name: Of the model's input.
+    """
+
+    name: str
+
+    def __call__(self, samples: list[tuple[Tensor, int]]) -> Batch:
+        """Put a list of samples together."""
+        images, targets = zip(*samples, strict=True)
+        return {self.name: torch.stack(images), "labels": torch.tensor(targets)}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as token batches, padded to their longest.
+
+    Attributes:
+        tokenizer: A transformers tokenizer.
+        max_length: Tokens of a text, at most.
+    """
+
+    tokenizer: Any
+    max_length: int
+
+    def __call__(self, samples: list[tuple[str, int | None]]) -> Batch:
+        """Tokenize a list of samples together."""
+        texts, targets = zip(*samples, strict=True)
+        batch: Batch = dict(
+            self.tokenizer(
+                list(texts),
+                truncation=True,
+                max_length=self.max_length,
+                padding=True,
+                return_tensors="pt",
+            )
+        )
+        if targets[0] is None:
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+            return batch | {"labels": labels}
+        return batch | {"labels": torch.tensor(targets)}
+
+
+def _texts(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
+    tokenizer = tokenizer_of(spec)
+    config = getattr(model, "config", None)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if config is not None and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    collate = Tokens(tokenizer, spec.data.max_length)
+    train, validation = (Feed(samples, str, spec.seed) for samples in (data.train, data.validation))
+    return Feeding(train, validation, collate, tokenizer, shifted=not data.labels)
+
+
+def tokenizer_of(spec: RunSpec) -> Any:
+    """The tokenizer of a run's texts.
+
+    Raises:
+        RunError: If none is named or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    kind, _, name = spec.model.name.partition(":")
+    place = spec.data.tokenizer or (name if kind == "hf" else None)
+    if place is None:
+        raise RunError(
+            "texts need a tokenizer",
+            where=spec.model.name,
+            why="only hf models bring their own",
+            remedy="name a tokenizer folder in data.tokenizer",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # whatever a library raises on a folder without one
+        raise RunError(
+            "the tokenizer cannot be loaded",
+            where=str(place),
+            why=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            remedy="name a folder with tokenizer.json in data.tokenizer",
+        ) from error
