@@ -85,6 +85,12 @@ def plan(
     adapter: Annotated[str | None, typer.Option(help="symlora, srlora, lora, ...")] = None,
     alpha: Annotated[float | None, typer.Option(help="Scaling numerator.")] = None,
     depth: Annotated[str | None, typer.Option(help="all, 'last 4', 0-5, 'every 2', ...")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Instead of a rank: 0.3%, 300k; the largest rank within.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="vision, text, audio, encoder or decoder.")
+    ] = None,
     role: Annotated[list[str] | None, typer.Option(help="query, mlp.up, ...; repeatable")] = None,
     train: Annotated[list[str] | None, typer.Option(help="head, norms, a glob; repeatable")] = None,
     option: Annotated[
@@ -105,6 +111,7 @@ def plan(
     import surgery
 
     words = {"adapter": adapter, "rank": rank, "alpha": alpha, "depth": depth}
+    words |= {"budget": budget, "part": part}
     lists = {"roles": role or None, "train": train or None}
     wanted = policies.get(policy, **pairs(option), **words, **lists)
     built = Source.parse(model, settings, pretrained, checkpoint).build(meta=meta)
