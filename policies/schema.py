@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -177,6 +178,10 @@ class Policy(Strict):
     def adapter_of(self, selection: Selection) -> AdapterSpec:
         """The adapter that the projections of a selection get."""
         return selection.adapter or self.adapter
+
+    def __str__(self) -> str:
+        """The policy as the YAML file that it could be."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :func:`policies.get` takes back; adapters are spelt out in full."""

@@ -2,6 +2,7 @@
 
 surgery.read(model)                          what the model is, from its torch.export graph
 surgery.plan(model, policy)                  what would be done, before anything is touched
+surgery.allocate(model, batches, policy, budget="0.3%")  ranks by measured sensitivity: a policy
 surgery.apply(model, policy="vit-attn-qv")   in place; only adapters and the policy's extras train
 surgery.fold(model)                          the plain model again, weights folded
 surgery.undo(model)                          the model as it was, bit for bit

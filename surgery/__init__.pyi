@@ -1,5 +1,6 @@
 from . import adapter_file as adapter_file
 from . import adapters as adapters
+from . import allocation as allocation
 from . import anatomy as anatomy
 from . import atomic as atomic
 from . import checkpoint as checkpoint
@@ -11,6 +12,7 @@ from . import operations as operations
 from . import picture as picture
 from . import shards as shards
 from . import training as training
+from .allocation import allocate as allocate
 from .anatomy.read import read as read
 from .anatomy.types import Access as Access
 from .anatomy.types import Anatomy as Anatomy

@@ -60,6 +60,13 @@ def parameters_of(projection: Projection, spec: AdapterSpec) -> int:
     return trained_numbers(make_adapter(draft, device="meta"))
 
 
+def largest_rank(projection: Projection, spec: AdapterSpec) -> int:
+    """The largest rank that an adapter's options allow on a projection, at least 1."""
+    sides = projection.in_features, projection.out_features
+    cost = _cost_of({projection: spec})
+    return _largest(cost, sides[0] * sides[1] * 2, min(sides))
+
+
 def _largest(cost: Callable[[int], int | None], limit: int, widest: int) -> int:
     """Bisection: a larger rank never costs less."""
     fits, above = 1, widest + 1
