@@ -8,6 +8,7 @@ surgery.fold(model)                          the plain model again, weights fold
 surgery.undo(model)                          the model as it was, bit for bit
 surgery.fold_checkpoint(folder, adapter, new) folded on disk, shard by shard, without the model
 surgery.save(model, path), surgery.load(model, path)
+surgery.save_pretrained(model, folder), surgery.load_pretrained(model, source), surgery.push_to_hub(model, repo)
 surgery.save_picture(path, anatomy, plan)    the anatomy as one HTML page
 """
 

@@ -6,6 +6,7 @@ from . import atomic as atomic
 from . import checkpoint as checkpoint
 from . import errors as errors
 from . import groups as groups
+from . import hub as hub
 from . import integrations as integrations
 from . import on_disk as on_disk
 from . import operations as operations
@@ -31,6 +32,9 @@ from .errors import PlanError as PlanError
 from .errors import PolicyError as PolicyError
 from .errors import StateError as StateError
 from .errors import SurgeryError as SurgeryError
+from .hub import load_pretrained as load_pretrained
+from .hub import push_to_hub as push_to_hub
+from .hub import save_pretrained as save_pretrained
 from .on_disk import FoldedCheckpoint as FoldedCheckpoint
 from .on_disk import fold_checkpoint as fold_checkpoint
 from .operations.apply import apply as apply
