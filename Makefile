@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all check format demo clean
+.PHONY: help venv test test-all check format demo docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,5 +41,9 @@ format: $(STAMP)  ## format the code
 demo: $(STAMP)  ## the main job on real weights and images (ARGS='--adapter srlora')
 	$(BIN)/python -m examples.demo $(ARGS)
 
+docs: $(STAMP)  ## build the documents site into site/ (ARGS=serve to read it while writing)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(or $(ARGS),build)
+
 clean:  ## remove .venv, caches and demo outputs
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output build *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output site build *.egg-info

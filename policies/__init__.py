@@ -14,25 +14,16 @@ there are. A file of your own in ``.surgery/policies`` or ``~/.config/model-surg
 
 from __future__ import annotations
 
-from typing import Any
-
+from policies.editors import json_schema
 from policies.errors import PolicyError, SurgeryError
+from policies.parts import Part
 from policies.registry import PolicyLike, get, names, register
 from policies.roles import Role
 from policies.schema import AdapterSpec, Policy, Selection
 
-
-def json_schema() -> dict[str, Any]:
-    """JSON schema of a policy file in its long form (lists, whole role names), for editors."""
-    schema = Policy.model_json_schema()
-    parent = {"type": "string", "description": "name or path of the policy that this one builds on"}
-    schema["properties"]["extends"] = parent
-    del schema["required"]  # a file without a name has its own
-    return schema
-
-
 __all__ = [
     "AdapterSpec",
+    "Part",
     "Policy",
     "PolicyError",
     "PolicyLike",

@@ -17,7 +17,7 @@ from policies.source import Document
 GROUP = "model_surgery.policies"
 LIBRARY = Path(__file__).parent / "library"
 _SUFFIXES = (".yaml", ".yml")
-_SELECTION_KEYS = ("roles", "depth", "modules")
+_SELECTION_KEYS = ("roles", "part", "depth", "modules")
 _registered: dict[str, Policy] = {}
 
 PolicyLike = str | os.PathLike[str] | Mapping[str, Any] | Policy
@@ -46,9 +46,10 @@ def get(policy: PolicyLike, **overrides: Any) -> Policy:
     Args:
         policy: A name, a path to a YAML file, a mapping, or a :class:`Policy`.
         **overrides: ``adapter="srlora"`` (keeps rank and alpha, drops the other kind's options),
-            ``rank``, ``alpha``, ``train``, ``roles``, ``depth``, ``modules``; anything else is an
-            option of the adapter. They hold for every selection and win over the policy; None is
-            no override.
+            ``rank`` (a number, or numbers by depth), ``budget``, ``alpha``, ``train``, ``roles``,
+            ``part``, ``depth``, ``modules``; anything else is an option of the adapter. They hold
+            for every selection and win over the policy: a rank over its budget and a budget over
+            its ranks. None is no override.
 
     Raises:
         PolicyError: If there is no such policy (with the nearest name), it is malformed, or an override
@@ -134,7 +135,7 @@ def _extend(document: Document, seen: tuple[str, ...]) -> Policy:
 
 
 def _override(policy: Policy, given: dict[str, Any]) -> Policy:
-    names = ", ".join(given)
+    where = f"policy {policy.name!r} with {', '.join(given)} overridden"
     data = policy.to_dict() | {key: given.pop(key) for key in ("train",) if key in given}
     if given and not policy.select:
         raise PolicyError(
@@ -142,15 +143,34 @@ def _override(policy: Policy, given: dict[str, Any]) -> Policy:
             remedy="override a policy that selects projections, or leave these out",
         )
     chosen = {key: given.pop(key) for key in _SELECTION_KEYS if key in given}
+    replaced = _sizes(given, data, chosen)
     change = _adapter_change(given)
     data["adapter"] = lay(change, over=policy.adapter)
     data["select"] = [
-        selection.model_dump(mode="json", exclude_none=True)
+        selection.model_dump(mode="json", exclude_none=True, exclude=replaced)
         | chosen
         | ({"adapter": lay(change, over=selection.adapter)} if selection.adapter else {})
         for selection in policy.select
     ]
-    return source.build(Document(data, f"policy {policy.name!r} with {names} overridden"))
+    return source.build(Document(data, where))
+
+
+def _sizes(given: dict[str, Any], data: dict[str, Any], chosen: dict[str, Any]) -> set[str]:
+    """Settle rank against budget; the keys of selections that the override puts an end to."""
+    sizes = given.keys() & {"rank", "budget"}
+    if len(sizes) == 2:
+        raise PolicyError(
+            "a rank and a budget were given",
+            why="a budget sets the rank",
+            remedy="leave one of them out",
+        )
+    if sizes:
+        data.pop("budget", None)
+    if "budget" in sizes:
+        data["budget"] = given.pop("budget")
+    if isinstance(given.get("rank"), Mapping):
+        chosen["rank"] = given.pop("rank")
+    return {"rank"} if sizes else set()
 
 
 def _adapter_change(given: Mapping[str, Any]) -> Any:

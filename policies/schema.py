@@ -3,55 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
+import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from policies import budget as budgets
 from policies import depth as depths
-from policies.errors import PolicyError
-from policies.roles import Role
+from policies.forms import Budget, Depth, OneRank, Ranks, Roles, Words, refusal
+from policies.parts import Part
 
 TRAIN_WORDS = ("head", "norms", "biases", "embeddings")
-_SHORT = {role.short: role for role in Role}
 _SHARED = ("rank", "alpha")
-LARGEST_RANK = 2**20
-"""Beyond any weight; a number of a thousand digits could not even be printed in an error."""
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _full_role(value: Any) -> Any:
-    return _SHORT.get(value, value) if isinstance(value, str) else value
-
-
-def _readable_depth(value: Any) -> Any:
-    """Layer numbers become text; a text that makes no sense is refused with its remedy."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, str):
-        try:
-            depths.parse(value)
-        except PolicyError as error:
-            context = {"what": error.what, "remedy": error.remedy}
-            raise PydanticCustomError("depth", "{what}", context) from error
-    return value
-
-
-Words = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Roles = Annotated[
-    tuple[Annotated[Role, BeforeValidator(_full_role)], ...], BeforeValidator(_as_list)
-]
-Depth = Annotated[str, BeforeValidator(_readable_depth)]
 
 
 class Strict(BaseModel):
@@ -70,7 +41,7 @@ class AdapterSpec(Strict):
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
 
     kind: str = Field("symlora", description="symlora, srlora, lora, pissa, ... or your own")
-    rank: int = Field(8, ge=1, le=LARGEST_RANK, strict=True, description="number of pairs r")
+    rank: OneRank = Field(8, description="number of pairs r")
     alpha: float | None = Field(
         None,
         gt=0,
@@ -121,7 +92,7 @@ def _spec(data: Any) -> Any:
 
 
 class Selection(Strict):
-    """Some projections: those of these roles, at these depths, below these modules."""
+    """Some projections: those of these roles, in this part, at these depths, below these modules."""
 
     roles: Roles = Field((), description="attention.query, mlp.up, ...; empty means any role")
     depth: Depth = Field(
@@ -129,7 +100,15 @@ class Selection(Strict):
         description=f"layers: {depths.EXAMPLES}",
         json_schema_extra={"type": ["string", "integer"]},
     )
+    part: Part | None = Field(
+        None,
+        description="one tower, or one side of cross-attention; depth then counts the layers of the part",
+    )
     modules: Words = Field((), description="globs on module paths; empty means any module")
+    rank: Ranks | None = Field(
+        None,
+        description="laid over the adapter's rank; by depth {0-5: 4, last 2: 16}, later depths win",
+    )
     adapter: AdapterSpec | None = Field(
         None, description="laid over the policy's adapter, {rank: 16} is enough"
     )
@@ -145,6 +124,15 @@ class Selection(Strict):
         select = depths.parse(self.depth)
         return None if select is None else select(depth)
 
+    def rank_at(self, layer: int | None, depth: int) -> int | None:
+        """The rank that :attr:`rank` has for a layer of ``depth`` layers; None if no depth of it covers it."""
+        found = None
+        for text, rank in (self.rank or {}).items():
+            select = depths.parse(text)
+            if select is None or layer in select(depth):
+                found = rank
+        return found
+
 
 class Policy(Strict):
     """A declaration: which roles, at which depths, get which adapter; what else stays trainable."""
@@ -155,6 +143,12 @@ class Policy(Strict):
     source: str = Field("", description="where the recipe comes from")
     select: tuple[Selection, ...] = Field((), description="later selections win over earlier ones")
     adapter: AdapterSpec = AdapterSpec()
+    budget: Budget | None = Field(
+        None,
+        description="instead of ranks: the largest rank, the same for all, within a share of the model's "
+        f"parameters or a count: {budgets.EXAMPLES}",
+        json_schema_extra={"type": ["string", "integer"]},
+    )
     train: Words = Field((), description="head, norms, biases, embeddings, or globs on parameters")
 
     @model_validator(mode="before")
@@ -166,6 +160,15 @@ class Policy(Strict):
         base = data.get("adapter", {})
         return {**data, "select": [_complete(selection, base) for selection in data["select"]]}
 
+    @field_validator("budget")
+    @classmethod
+    def _sets_every_rank(cls, budget: str | None, info: ValidationInfo) -> str | None:
+        selections = info.data.get("select", ())
+        if budget is not None and any(selection.rank for selection in selections):
+            remedy = "take out the budget, or the rank of the selections"
+            raise refusal("a budget sets one rank for all selections, and one has its own", remedy)
+        return budget
+
     @model_validator(mode="after")
     def _does_something(self) -> Policy:
         if not self.select and not self.train:
@@ -175,6 +178,10 @@ class Policy(Strict):
     def adapter_of(self, selection: Selection) -> AdapterSpec:
         """The adapter that the projections of a selection get."""
         return selection.adapter or self.adapter
+
+    def __str__(self) -> str:
+        """The policy as the YAML file that it could be."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :func:`policies.get` takes back; adapters are spelt out in full."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from yaml.composer import ComposerError
 
 from policies.errors import PolicyError, nearest
+from policies.parts import Part
 from policies.roles import Role
 from policies.schema import AdapterSpec, Policy, Selection
 
@@ -170,7 +171,12 @@ def _reason(finding: Mapping[str, Any]) -> str:
     if kind == "extra_forbidden":
         text = f"no such key; there are {', '.join(_keys(place))}"
     elif kind == "enum":
-        text = f"{finding['input']!r} is no role; the roles are {', '.join(Role)}"
+        words = (
+            f"part; the parts are {', '.join(Part)}"
+            if place[-1] == "part"
+            else f"role; the roles are {', '.join(Role)}"
+        )
+        text = f"{finding['input']!r} is no {words}"
     else:
         text = finding["msg"].removeprefix("Value error, ")
     return f"{label.removeprefix('.')}: {text}" if label else text
@@ -184,6 +190,8 @@ def _remedy(finding: Mapping[str, Any]) -> str | None:
     elif kind != "enum":
         remedy: str | None = finding.get("ctx", {}).get("remedy")
         return remedy
+    elif place[-1] == "part":
+        candidates = tuple(part.value for part in Part)
     near = nearest(word, candidates) if isinstance(word, str) else None
     return f"did you mean {near!r} instead of {word!r}?" if near else None
 

@@ -1,10 +1,12 @@
 from . import adapter_file as adapter_file
 from . import adapters as adapters
+from . import allocation as allocation
 from . import anatomy as anatomy
 from . import atomic as atomic
 from . import checkpoint as checkpoint
 from . import errors as errors
 from . import groups as groups
+from . import hub as hub
 from . import integrations as integrations
 from . import on_disk as on_disk
 from . import operations as operations
@@ -12,6 +14,7 @@ from . import picture as picture
 from . import runs as runs
 from . import shards as shards
 from . import training as training
+from .allocation import allocate as allocate
 from .anatomy.read import read as read
 from .anatomy.types import Access as Access
 from .anatomy.types import Anatomy as Anatomy
@@ -31,6 +34,9 @@ from .errors import PolicyError as PolicyError
 from .errors import RunError as RunError
 from .errors import StateError as StateError
 from .errors import SurgeryError as SurgeryError
+from .hub import load_pretrained as load_pretrained
+from .hub import push_to_hub as push_to_hub
+from .hub import save_pretrained as save_pretrained
 from .on_disk import FoldedCheckpoint as FoldedCheckpoint
 from .on_disk import fold_checkpoint as fold_checkpoint
 from .operations.apply import apply as apply

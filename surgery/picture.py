@@ -28,13 +28,13 @@ class Segment:
         role: Its role.
         share: Its rows over those of the weight.
         title: What hovering tells.
-        adapted: Whether the plan puts an adapter there.
+        rank: Rank of the adapter that the plan puts there, or None.
     """
 
     role: Role
     share: float
     title: str
-    adapted: bool
+    rank: int | None
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Tower:
-    """Blocks that share a path (``vision_model.encoder.layers``), first to last."""
+    """Blocks that share a path (``vision_model.encoder.layers``), first to last, and the parts they lie in."""
 
     name: str
+    parts: tuple[str, ...]
     blocks: tuple[tuple[str, tuple[Bar, ...]], ...]
 
 
@@ -92,6 +93,7 @@ def _towers(anatomy: Anatomy, plan: Plan | None) -> list[Tower]:
     return [
         Tower(
             tower,
+            _parts(p for weights in parts.values() for ps in weights.values() for p in ps),
             tuple(
                 (block, tuple(_bar(n, ps, operations, largest) for n, ps in weights.items()))
                 for block, weights in parts.items()
@@ -99,6 +101,10 @@ def _towers(anatomy: Anatomy, plan: Plan | None) -> list[Tower]:
         )
         for tower, parts in blocks.items()
     ]
+
+
+def _parts(projections: Iterable[Projection]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part for p in projections for part in p.parts))
 
 
 def _place(projection: Projection) -> tuple[str, str]:
@@ -131,4 +137,5 @@ def _segment(p: Projection, operation: Operation | None) -> Segment:
     if operation is not None:
         adapter = operation.adapter
         title += f" · {adapter.kind}, rank {adapter.rank}, {operation.parameters:,} weights"
-    return Segment(p.role, p.out_features / p.weight_out_features, title, operation is not None)
+    rank = operation.adapter.rank if operation else None
+    return Segment(p.role, p.out_features / p.weight_out_features, title, rank)

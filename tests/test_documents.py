@@ -32,8 +32,11 @@ def test_every_policy_of_the_library_is_documented() -> None:
         assert f"`{path.stem}`" in text, f"{path.stem} is missing from docs/policies.md"
 
 
-def test_the_example_policy_is_valid() -> None:
+def test_the_example_policies_are_valid() -> None:
     text = (DOCS / "policies.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    policy = policies.get(yaml.safe_load(example))
-    assert policy.adapter_of(policy.select[1]).rank == 16
+    first, *others = (
+        policies.get(yaml.safe_load(example))
+        for example in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    )
+    assert first.adapter_of(first.select[1]).rank == 16 and first.select[0].rank
+    assert {policy.budget for policy in others} == {None, "0.3%"}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from surgery.adapters.svd import decompose
 from surgery.errors import PlanError
 
 Scaling = Literal["lora", "rslora"]
@@ -97,6 +98,23 @@ class Adapter(nn.Module, ABC):
         """The update as a matrix, (out, in), accumulated in ``dtype``."""
         b, a = self.factors()
         return b.to(dtype) @ a.to(dtype)
+
+    @classmethod
+    def first_order_gains(cls, gradient: Tensor, count: int) -> Tensor:
+        r"""What the best pairs on a weight would be worth: how fast the loss falls along each, largest first.
+
+        Of all updates of rank r with spectral norm 1, the one that the gradient G asks for is worth the
+        sum of G's r largest singular values, so pair k is worth :math:`\sigma_k(G)`. Adapters that
+        cannot reach every matrix of their rank say less.
+
+        Args:
+            gradient: Of the loss with respect to the weight's rows, (out, in), float32.
+            count: How many pairs, at most min(out, in).
+
+        Returns:
+            (count,), float32.
+        """
+        return decompose(gradient, count)[1]
 
     def correction(self) -> tuple[Tensor, Tensor] | None:
         """Low-rank (C, D), (out, k) and (k, in), float32: the frozen weight is round(W0 + C @ D).

@@ -41,7 +41,7 @@ def leading(weight: Tensor, count: int) -> Triplets:
     entry = cache.entry(weight, count)
     found = entry.read() if entry else None
     if found is None:
-        found = _decomposed(weight, count)
+        found = decompose(weight, count)
         if entry:
             entry.write(found)
     u, s, vh = found
@@ -53,7 +53,8 @@ def is_few(weight: Tensor, count: int) -> bool:
     return _FEW * (count + krylov.FIRST) <= min(weight.shape)
 
 
-def _decomposed(weight: Tensor, count: int) -> Triplets:
+def decompose(weight: Tensor, count: int) -> Triplets:
+    """As :func:`leading`, for a finite matrix that will not come again: nothing is kept on the disk."""
     found = krylov.leading(weight, count) if is_few(weight, count) else None
     u, s, vh = found or torch.linalg.svd(weight, full_matrices=False)
     u, s, vh = u[:, :count], s[:count], vh[:count]

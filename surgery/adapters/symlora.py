@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from surgery.adapters.base import Adapter
 from surgery.adapters.random import orthonormal
 from surgery.adapters.registry import register
+from surgery.adapters.svd import decompose
 from surgery.errors import PlanError
 
 STEP = 0.58
@@ -70,6 +71,14 @@ class SymLoRA(Adapter):
         """(s Q diag(L), Q^T): SymLoRA is a LoRA of the same rank without loss."""
         left, right = self.Q[: self.out_features], self.Q[: self.in_features]
         return left * (self.l * (self.step * self.scaling)), right.T
+
+    @classmethod
+    def first_order_gains(cls, gradient: Tensor, count: int) -> Tensor:
+        """The largest ``|eigenvalues|`` of the gradient's symmetric part: the rest of it moves no symmetric dW."""
+        n = max(gradient.shape)
+        square = gradient.new_zeros(n, n)
+        square[: gradient.shape[0], : gradient.shape[1]] = gradient
+        return decompose((square + square.T) / 2, count)[1]
 
     def orthogonality_penalty(self) -> Tensor:
         """``||Q^T Q - I||_F^2``, a scalar to add to the loss if Q should stay orthonormal."""

@@ -88,10 +88,14 @@ class Graph:
         return found if isinstance(found, Tensor) else None
 
     @cached_property
+    def inputs(self) -> tuple[fx.Node, ...]:
+        """The placeholders of the user's inputs."""
+        return tuple(n for n in self.program.graph.nodes if n.name in self._inputs)
+
+    @cached_property
     def data(self) -> frozenset[fx.Node]:
         """Nodes whose *values* depend on the user's inputs (masks and positions made from shapes do not)."""
-        inputs = [n for n in self.program.graph.nodes if n.name in self._inputs]
-        return self.descendants(inputs)
+        return self.descendants(self.inputs)
 
     def descendants(self, starts: Iterable[fx.Node]) -> frozenset[fx.Node]:
         """Every node computed from any of ``starts``, themselves included."""

@@ -21,6 +21,7 @@ from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.known import has_known_integers
 from surgery.anatomy.layers import Blocks
 from surgery.anatomy.linears import LinearRead, LinearReader
+from surgery.anatomy.parts import Parts
 from surgery.anatomy.provenance import count, rows_reaching
 from surgery.anatomy.regions import inline
 from surgery.anatomy.sites import SiteReads, find_attention
@@ -95,6 +96,7 @@ class Reading:
             (site.module for site in self.sites),
             (module_path(block.up[0].node) for block in self.feed_forward),
         )
+        self.parts = self._parts()
 
     def anatomy(self, inputs: ExampleInputs) -> Anatomy:
         """The reading as plain data."""
@@ -191,7 +193,15 @@ class Reading:
             bias=read_.bias is not None,
             reaches_output=read_.node in self.flow.graph.live,
             module_type=f"{type(owner).__module__}.{type(owner).__qualname__}",
+            parts=self.parts[read_.weight],
         )
+
+    def _parts(self) -> dict[str, tuple[str, ...]]:
+        """The parts that each weight lies in; of all sites, blocks and reads that share it."""
+        groups = [list(site.reads) for site in self.sites]
+        groups += [list(_block_reads(block)) for block in self.feed_forward]
+        groups += [[read_] for read_ in self.flow.reader.reads]
+        return Parts(self.flow, self.sites).by_weight(groups)
 
     def _unplaced(self) -> tuple[Unplaced, ...]:
         found = [_missed(node, miss) for node, miss in self.missed]

@@ -22,11 +22,14 @@ _SHOWN_RUNS = 3
 def as_table(anatomy: Anatomy) -> Group:
     """A rich renderable: one line for each kind of projection, repeated layers folded into a range."""
     table = Table(title=_title(anatomy), title_justify="left", pad_edge=False)
-    for heading in ("role", "weight", "rows", "in → out", "read as", "layers"):
+    parts = any(p.parts for p in anatomy.projections)
+    headings = ("role", "weight", "rows", "in → out", "read as", "layers")
+    for heading in (*headings, "part") if parts else headings:
         side: JustifyMethod = "right" if heading == "in → out" else "left"
         table.add_column(heading, justify=side, overflow="fold")
     for family in _families(anatomy.projections):
-        table.add_row(*_line(family))
+        part = (", ".join(family[0].parts),) if parts else ()
+        table.add_row(*_line(family), *part)
     missing = [
         Text(f"not placed: {u.what} at {u.where or 'the root'}: {u.why}", style="yellow")
         for u in anatomy.unplaced
@@ -49,7 +52,7 @@ def as_dict(anatomy: Anatomy) -> dict[str, Any]:
     "notes", "projections": [...]}], "feed_forward": [...], "others": [...], "unplaced": [...]}``;
     a projection is ``{"role", "module", "parameter", "rows": [[start, stop, step], ...],
     "in_features", "out_features", "weight_out_features", "layout", "access", "layer", "calls",
-    "tied_to", "bias", "reaches_output", "module_type"}``.
+    "tied_to", "bias", "reaches_output", "module_type", "parts"}``.
     """
     plain = _plain(asdict(anatomy))
     assert isinstance(plain, dict)
@@ -82,7 +85,8 @@ def _families(projections: Iterable[Projection]) -> list[list[Projection]]:
     families: dict[object, list[Projection]] = defaultdict(list)
     for p in projections:
         template = _NUMBER.sub("*", p.weight_name)
-        families[p.role, template, p.rows, p.in_features, p.access, p.calls].append(p)
+        alike = (p.rows, p.in_features, p.access, p.calls, p.parts)
+        families[p.role, template, alike].append(p)
     return list(families.values())
 
 

@@ -55,6 +55,8 @@ class Projection:
         bias: Whether the graph adds a bias after it.
         reaches_output: Whether a path leads from it to an output of the model.
         module_type: Qualified class name of the owner.
+        parts: The parts of the model it lies in (``vision``, ``text``, ``audio``, ``encoder``,
+            ``decoder``, see :class:`policies.Part`); empty where the model is one piece.
     """
 
     role: Role
@@ -72,6 +74,7 @@ class Projection:
     bias: bool = False
     reaches_output: bool = True
     module_type: str = ""
+    parts: tuple[str, ...] = ()
 
     @property
     def weight_name(self) -> str:

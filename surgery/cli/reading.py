@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
@@ -19,7 +20,11 @@ from surgery.cli.options import (
     example_inputs,
     pairs,
 )
-from surgery.cli.output import Json, emit, working
+from surgery.cli.output import Json, emit, note, working
+from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from surgery import Anatomy, Plan
 
 
 def inspect(
@@ -27,6 +32,10 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Prove it by running the model.")
     ] = False,
+    html: Annotated[Path | None, typer.Option(help="Draw it into this file.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", "-p", help="Colour what it adapts in the drawing.")
+    ] = None,
     settings: Settings = None,
     inputs: InputShapes = None,
     pretrained: Pretrained = None,
@@ -36,16 +45,20 @@ def inspect(
 ) -> None:
     """Print a model's anatomy: who is query, key and value, and which rows of which weight.
 
-    Example: surgery inspect timm:vit_tiny_patch16_224 --verify
+    Example: surgery inspect timm:vit_tiny_patch16_224 --html model.html --policy vit-attn-qv
     """
     if verify and meta:
         raise typer.BadParameter("--verify runs the model, --meta leaves it without weights")
+    if policy and not html:
+        raise typer.BadParameter("--policy colours the drawing of --html; see also: surgery plan")
     import surgery
 
     built = Source.parse(model, settings, pretrained, checkpoint).build(meta=meta)
     given = example_inputs(inputs)
     with working("reading the graph"):
         anatomy = surgery.read(built, given)
+    if html:
+        _draw(html, anatomy, surgery.plan(built, policy, anatomy=anatomy) if policy else None)
     if not verify:
         emit(anatomy.to_dict(), anatomy, as_json)
         return
@@ -54,6 +67,21 @@ def inspect(
     both = anatomy.to_dict() | {"verification": outcome.to_dict()}
     emit(both, Group(anatomy, outcome), as_json)
     raise typer.Exit(0 if outcome.proved else FAILED)
+
+
+def _draw(path: Path, anatomy: Anatomy, made: Plan | None) -> None:
+    import surgery
+
+    try:
+        surgery.save_picture(path, anatomy, made)
+    except (OSError, ValueError) as error:
+        raise SurgeryError(
+            "the drawing cannot be written",
+            where=str(path),
+            why=f"{type(error).__name__}: {error}",
+            remedy="name a file in a folder that you may write to",
+        ) from error
+    note(f"drawn: {path}")
 
 
 def verify(
@@ -85,6 +113,12 @@ def plan(
     adapter: Annotated[str | None, typer.Option(help="symlora, srlora, lora, ...")] = None,
     alpha: Annotated[float | None, typer.Option(help="Scaling numerator.")] = None,
     depth: Annotated[str | None, typer.Option(help="all, 'last 4', 0-5, 'every 2', ...")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Instead of a rank: 0.3%, 300k; the largest rank within.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="vision, text, audio, encoder or decoder.")
+    ] = None,
     role: Annotated[list[str] | None, typer.Option(help="query, mlp.up, ...; repeatable")] = None,
     train: Annotated[list[str] | None, typer.Option(help="head, norms, a glob; repeatable")] = None,
     option: Annotated[
@@ -105,6 +139,7 @@ def plan(
     import surgery
 
     words = {"adapter": adapter, "rank": rank, "alpha": alpha, "depth": depth}
+    words |= {"budget": budget, "part": part}
     lists = {"roles": role or None, "train": train or None}
     wanted = policies.get(policy, **pairs(option), **words, **lists)
     built = Source.parse(model, settings, pretrained, checkpoint).build(meta=meta)

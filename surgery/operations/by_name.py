@@ -12,8 +12,10 @@ NOTE = "the graph could not be captured: nothing proves that these adapters reac
 
 
 def needs_graph(policy: Policy) -> bool:
-    """Whether the policy asks for roles or depths, which only a graph can tell."""
-    return any(selection.roles or selection.depth != "all" for selection in policy.select)
+    """Whether the policy asks for roles, parts or depths, which only a graph can tell."""
+    return any(
+        s.roles or s.part or s.depth != "all" or set(s.rank or ()) - {"all"} for s in policy.select
+    )
 
 
 def anatomy_by_name(model: nn.Module) -> Anatomy:

@@ -34,7 +34,7 @@ def choose(policy: Policy, anatomy: Anatomy, notes: list[str]) -> Chosen:
     for selection in policy.select:
         asked = Asked(policy, selection, anatomy)
         notes += asked.halves()
-        chosen |= {projection: policy.adapter_of(selection) for projection in asked.found}
+        chosen |= {projection: asked.adapter(projection) for projection in asked.found}
     notes += [f"not placed: {u.what} at {u.where or 'the root'}: {u.why}" for u in anatomy.unplaced]
     return _merge_twins({p: chosen[p] for p in anatomy.projections if p in chosen}, notes)
 
@@ -51,6 +51,26 @@ class Asked:
     def found(self) -> tuple[Projection, ...]:
         """What it selects."""
         return tuple(p for p in self.anatomy.projections if self._selects(p))
+
+    def adapter(self, projection: Projection) -> AdapterSpec:
+        """The adapter that a selected projection gets, its rank by depth settled.
+
+        Raises:
+            AnatomyError: If the selection has ranks by depth, and none for this layer.
+        """
+        spec = self.policy.adapter_of(self.selection)
+        if self.selection.rank is None:
+            return spec
+        layer = self._layers.get(projection.layer)
+        rank = self.selection.rank_at(layer, len(self._layers))
+        if rank is None:
+            raise AnatomyError(
+                f"policy {self.policy.name!r} has no rank for {projection.role} of layer {layer}",
+                where=projection.weight_name,
+                why=f"its ranks are for {', '.join(self.selection.rank)} of {len(self._layers)} layers",
+                remedy="begin with one for the rest: rank: {all: 8, ...}; later depths win",
+            )
+        return spec.model_copy(update={"rank": rank})
 
     def halves(self) -> Iterator[str]:
         """Refuse half a match: a role that is nowhere, or missing in one layer of many.
@@ -71,20 +91,34 @@ class Asked:
             yield "mlp.gate: this model has no gated feed-forward"
         for site in self.anatomy.sites:
             absent = [role for role in roles & set(_ATTENTION) if not site.role(role)]
-            if absent and self._in_layers(site.layer) and not self.selection.modules:
+            inside = not self.selection.part or any(map(self._in_part, site.projections))
+            inside = inside and self._in_layers(site.layer)
+            if absent and inside and not self.selection.modules:
                 yield self._incomplete(site, min(absent))
 
     def _selects(self, projection: Projection) -> bool:
         roles, globs = self.selection.roles, self.selection.modules
         return (
             (not roles or projection.role in roles)
+            and self._in_part(projection)
             and self._in_layers(projection.layer)
             and (not globs or any(fnmatchcase(projection.module, glob) for glob in globs))
         )
 
+    def _in_part(self, projection: Projection) -> bool:
+        return self.selection.part is None or self.selection.part in projection.parts
+
     def _in_layers(self, layer: int | None) -> bool:
-        layers = self.selection.layers(self.anatomy.depth)
-        return layers is None or layer in layers
+        layers = self.selection.layers(len(self._layers))
+        return layers is None or self._layers.get(layer) in layers
+
+    @cached_property
+    def _layers(self) -> dict[int | None, int]:
+        """The layers that depth counts, each with its number: those of the model, or of the part."""
+        if self.selection.part is None:
+            return {layer: layer for layer in range(self.anatomy.depth)}
+        inside = {p.layer for p in self.anatomy.projections if self._in_part(p)}
+        return {layer: n for n, layer in enumerate(sorted(inside - {None}, key=_number))}
 
     def _incomplete(self, site: AttentionSite, role: Role) -> str:
         reason = "; ".join(site.notes)
@@ -99,12 +133,17 @@ class Asked:
 
     def _nothing(self, roles: tuple[Role, ...] | list[Role]) -> AnatomyError:
         asked = [str(role) for role in roles] or ["any role"]
+        if self.selection.part:
+            asked.append(f"in part {self.selection.part.value!r}")
         if self.selection.depth != "all":
-            asked.append(f"at depth {self.selection.depth!r} of {self.anatomy.depth} layers")
+            asked.append(f"at depth {self.selection.depth!r} of {len(self._layers)} layers")
         if self.selection.modules:
             asked.append(f"in modules {', '.join(self.selection.modules)}")
         counts = Counter(str(p.role) for p in self.anatomy.projections)
         have = [f"{role} ({count})" for role, count in counts.items()] or ["no linear projection"]
+        if self.selection.part:
+            parts = dict.fromkeys(part for p in self.anatomy.projections for part in p.parts)
+            have.append(f"the parts {', '.join(parts)}" if parts else "no parts: it is one piece")
         have += [f"and not placed: {u.what}, {u.why}" for u in self.anatomy.unplaced[:3]]
         model = self.anatomy.model.rpartition(".")[2]
         return AnatomyError(
@@ -113,6 +152,10 @@ class Asked:
             remedy="ask for roles that the model has (roles=[...]) or take another policy; "
             "print(surgery.read(model)) shows what was found",
         )
+
+
+def _number(layer: int | None) -> int:
+    return -1 if layer is None else layer
 
 
 _ATTENTION = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)

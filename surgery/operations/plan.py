@@ -128,7 +128,8 @@ def _operation_dict(operation: Operation) -> dict[str, Any]:
     for key in ("role", "layout", "access"):
         projection[key] = str(projection[key])
     projection["rows"] = [list(run) for run in operation.projection.rows]
-    projection["tied_to"] = list(operation.projection.tied_to)
+    for key in ("tied_to", "parts"):
+        projection[key] = list(projection[key])
     return {
         "projection": projection,
         "slot": operation.slot,

@@ -13,11 +13,11 @@ from policies import AdapterSpec, Policy, PolicyLike
 from surgery.anatomy.read import read
 from surgery.anatomy.types import Access, Anatomy, Projection
 from surgery.errors import CaptureError, PlanError
+from surgery.operations.budget import parameters_of, uniform_rank
 from surgery.operations.by_name import NOTE, anatomy_by_name, needs_graph
 from surgery.operations.checks import access_of, check_disjoint, check_projection, weight_of
 from surgery.operations.choose import Chosen, choose
 from surgery.operations.extras import resolve_train
-from surgery.operations.make import make_adapter, trained_numbers
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.state import plain_model
 
@@ -40,8 +40,8 @@ def plan(
         policy: A name, a path to a YAML file, a mapping or a ``Policy``.
         anatomy: What ``surgery.read`` gave, if it was read before.
         example_inputs: For the reading, if the model does not tell its inputs itself.
-        **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``train=``,
-            adapter options.
+        **overrides: ``rank=`` or ``budget=``, ``adapter=``, ``alpha=``, ``roles=``, ``part=``,
+            ``depth=``, ``train=``, adapter options.
 
     Raises:
         PolicyError: The policy is unknown or malformed.
@@ -57,9 +57,14 @@ def plan(
     notes: list[str] = []
     if anatomy is None:
         anatomy = _read(model, wanted, example_inputs, notes)
-    operations = _operations(model, choose(wanted, anatomy, notes), anatomy)
-    train, train_notes = resolve_train(wanted.train, model, anatomy)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    chosen = choose(wanted, anatomy, notes)
+    if wanted.budget and chosen:
+        rank = uniform_rank(wanted, chosen, sum(sizes.values()), notes)
+        chosen = {p: spec.model_copy(update={"rank": rank}) for p, spec in chosen.items()}
+        wanted = policies.get(wanted, rank=rank)  # the file of an adapter needs no budget again
+    operations = _operations(model, chosen, anatomy)
+    train, train_notes = resolve_train(wanted.train, model, anatomy)
     kind = type(model)
     made = Plan(
         model=f"{kind.__module__}.{kind.__qualname__}",
@@ -111,9 +116,7 @@ def _operation(
         number += 1
         slot = f"{projection.role.short}_{number}"
     taken.add(f"{projection.weight_name}:{slot}")
-    draft = Operation(projection, slot, access, spec, parameters=0)
-    adapter = make_adapter(draft, device="meta")
-    return Operation(projection, slot, access, spec, parameters=trained_numbers(adapter))
+    return Operation(projection, slot, access, spec, parameters_of(projection, spec))
 
 
 def _check_train(made: Plan) -> None:

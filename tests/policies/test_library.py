@@ -10,7 +10,19 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import policies
 import surgery
@@ -20,6 +32,7 @@ from surgery import Anatomy
 
 POLICIES = [policies.get(path) for path in sorted(LIBRARY.glob("*.yaml"))]
 ADAPTING = [policy for policy in POLICIES if policy.select]
+WHOLE = [policy for policy in ADAPTING if all(s.part is None for s in policy.select)]
 
 
 def vit() -> nn.Module:
@@ -52,6 +65,40 @@ def llama() -> nn.Module:
     return LlamaForCausalLM(config)
 
 
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+IMAGES = SMALL | {"image_size": 16, "patch_size": 8}
+
+
+def clip() -> nn.Module:
+    text = SMALL | {"vocab_size": 40, "max_position_embeddings": 16, "eos_token_id": 39}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=IMAGES, projection_dim=8))
+
+
+def llava() -> nn.Module:
+    text = LlamaConfig(**SMALL, vocab_size=40, num_key_value_heads=2)
+    vision = CLIPVisionConfig(**IMAGES)
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_id=39)
+    return LlavaForConditionalGeneration(config)
+
+
+def t5() -> nn.Module:
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    )
+
+
+PARTIAL = {
+    "dual-vision-qv": (clip, "vision_model.", 4),
+    "vlm-language-qv": (llava, "model.language_model.", 4),
+    "seq2seq-decoder-qv": (t5, "decoder.", 8),
+}
+
+
 def layer_of(name: str) -> int:
     return int(re.findall(r"\.(\d+)\.", name)[0])
 
@@ -68,7 +115,7 @@ def forward(model: nn.Module, make: Callable[[], nn.Module]) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [vit, bert, llama])
-@pytest.mark.parametrize("policy", ADAPTING, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("policy", WHOLE, ids=lambda policy: policy.name)
 def test_it_adapts_what_it_names_and_all_of_it_gets_a_gradient(
     policy: Policy, make: Callable[[], nn.Module]
 ) -> None:
@@ -92,3 +139,11 @@ def test_it_adapts_what_it_names_and_all_of_it_gets_a_gradient(
 def test_without_adapters_the_rest_trains(policy: Policy, make: Callable[[], nn.Module]) -> None:
     plan = surgery.plan(make(), policy, anatomy=read(make))
     assert not plan.operations and all(plan.train[word] for word in policy.train)
+
+
+@pytest.mark.parametrize("policy", [p for p in ADAPTING if p not in WHOLE], ids=lambda p: p.name)
+def test_a_policy_for_a_part_stays_within_it(policy: Policy) -> None:
+    make, inside, count = PARTIAL[policy.name]
+    plan = surgery.plan(make(), policy)
+    assert len(plan.operations) == count and not plan.trained_names
+    assert all(o.projection.module.startswith(inside) for o in plan.operations)

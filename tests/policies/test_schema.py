@@ -34,6 +34,15 @@ def test_unknown_keys_of_an_adapter_are_its_options() -> None:
         ("train: [head]\nadapter:\n  alpha: .inf\n", "broken.yaml:3", None),
         ("train: [head]\nadapter:\n  options: 3\n", "broken.yaml:3", None),
         ("train: [head]\ntrain: [norms]\n", "broken.yaml:2", None),
+        ("select:\n  - roles: value\n    part: visoin\n", "broken.yaml:3", "vision"),
+        (
+            "select:\n  - roles: value\n    rank:\n      all: 4\n      lsat 2: 8\n",
+            "broken.yaml:5",
+            "last 2",
+        ),
+        ("select:\n  - roles: value\n    rank: 0\n", "broken.yaml:3", None),
+        ("select:\n  - roles: value\nbudget: lots\n", "broken.yaml:3", None),
+        ("select:\n  - {roles: value, rank: 4}\nbudget: 1%\n", "broken.yaml:3", None),
         ("train: [head]\n\nwhen: &x now\n", "broken.yaml:3", None),
         ("name: x\n", "selects projections", None),
     ],
@@ -167,7 +176,33 @@ def test_plain_data_and_yaml_bring_the_policy_back(policy: Policy) -> None:
     assert policies.get(yaml.safe_load(yaml.safe_dump(policy.to_dict()))) == policy
 
 
-def test_the_json_schema_describes_every_key() -> None:
-    schema = policies.json_schema()
-    assert set(schema["properties"]) == {*Policy.model_fields, "extends"}
-    assert "required" not in schema, "a file may leave everything to what it extends"
+def test_ranks_by_depth_go_from_the_general_to_the_particular() -> None:
+    selection = Selection.model_validate({"roles": "value", "rank": {"all": 4, 0: 2, "last 2": 16}})
+    assert [selection.rank_at(layer, 4) for layer in range(4)] == [2, 4, 16, 16]
+    assert selection.rank_at(None, 4) == 4, "what lies outside the layers is in all"
+    partial = Selection.model_validate({"roles": "value", "rank": {"0-1": 4}})
+    assert [partial.rank_at(layer, 3) for layer in (0, 1, 2, None)] == [4, 4, None, None]
+    assert Selection.model_validate({"roles": "value", "rank": 16}).rank == {"all": 16}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "word"), [({"rank": {"all": 4}}, "select:"), ({"rank": "auto"}, "allocate")]
+)
+def test_an_adapter_has_one_rank_and_the_error_says_where_others_go(
+    adapter: dict[str, object], word: str
+) -> None:
+    with pytest.raises(PolicyError) as caught:
+        policies.get({"select": [{"roles": "value"}], "adapter": adapter})
+    assert word in str(caught.value.remedy)
+
+
+def test_a_rank_and_a_budget_put_an_end_to_each_other() -> None:
+    ranked = policies.get({"select": [{"roles": "value", "rank": {"all": 4, "last 1": 8}}]})
+    by_budget = policies.get(ranked, budget="1%")
+    assert by_budget.budget == "1%" and by_budget.select[0].rank is None
+    one = policies.get(by_budget, rank=3)
+    assert (one.budget, one.adapter.rank) == (None, 3)
+    again = policies.get(by_budget, rank={"all": 3, "first 1": 5})
+    assert (again.budget, again.select[0].rank) == (None, {"all": 3, "first 1": 5})
+    with pytest.raises(PolicyError, match="leave one of them out"):
+        policies.get(ranked, rank=3, budget="1%")

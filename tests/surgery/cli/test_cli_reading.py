@@ -20,6 +20,21 @@ def test_inspect_prints_the_anatomy_of_a_timm_model(run: Run) -> None:
     assert "attention.query" in run("inspect", TIMM, *SETTINGS).stdout
 
 
+def test_inspect_draws(run: Run, tmp_path: Path) -> None:
+    run("inspect", TIMM, *SETTINGS, "--html", "drawn.html", "-p", "vit-attn-qv")
+    text = (tmp_path / "drawn.html").read_text(encoding="utf-8")
+    assert text.count(" cut") == 4 and ">8</i>" in text, "query and value of two layers, rank 8"
+    assert (
+        "cannot be written" in run("inspect", TIMM, *SETTINGS, "--html", "no/x.html", code=1).stderr
+    )
+    run("inspect", TIMM, *SETTINGS, "-p", "vit-attn-qv", code=2)
+
+
+def test_plan_takes_a_budget(run: Run) -> None:
+    made = run("plan", TIMM, *SETTINGS, "-p", "vit-attn-qv", "--budget", "10k", "--json")
+    assert made["adapter_parameters"] <= 10_000 and made["notes"][0].startswith("budget 10k")
+
+
 def test_inspect_on_the_meta_device_reads_the_same(run: Run) -> None:
     real = run("inspect", TIMM, *SETTINGS, "--json")
     assert run("inspect", TIMM, *SETTINGS, "--meta", "--json") == real
