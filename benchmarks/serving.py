@@ -2,6 +2,9 @@
 
     python -m benchmarks.serving            # needs pip install 'model-surgery[cpu,serve]'
 
+Ray takes the machine's own address for its nodes; on Linux `unshare -n sh -c 'ip link set lo up; ...'` keeps all
+of it on the loopback. Where the machine is busy, raise RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S.
+
 Every load is bounded in count and time and goes to the loopback interface only. What is measured are
 whole requests of one picture: JSON, HTTP, queueing, batching and the model. The figures compare ways of
 serving on one small machine; they say nothing about a large one.
@@ -187,14 +190,16 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--small", action="store_true", help="a model of one block, unverified")
     parser.add_argument("--note", default="", help="what a reader must know of this run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        files = exported(Path(folder))
+        files = exported(Path(folder), small=arguments.small)
         rows = measure(files, arguments.clients)
     Console().print(table(rows))
     load_average = round(os.getloadavg()[0], 1)
-    keep("serving", {"rows": rows, "load_average": load_average, "note": arguments.note})
+    about = {"small": arguments.small, "load_average": load_average, "note": arguments.note}
+    keep("serving", {"rows": rows, **about})
 
 
 if __name__ == "__main__":
