@@ -123,8 +123,8 @@ def test_the_model_is_left_as_it_was_and_runs_repeat(make: Make) -> None:
     state = {key: t.clone() for key, t in model.state_dict().items()}
     flags = [p.requires_grad for p in model.parameters()]
     random = torch.get_rng_state()
-    one = surgery.allocate(model, BATCHES, LORA, budget=900, seed=3, **known)
-    two = surgery.allocate(model, BATCHES, LORA, budget=900, seed=3, **known)
+    one = surgery.allocate(model, BATCHES, LORA, budget=900, **known)
+    two = surgery.allocate(model, BATCHES, LORA, budget=900, **known)
     assert one == two and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(t, state[key]) for key, t in model.state_dict().items())
     assert flags == [p.requires_grad for p in model.parameters()] and model.training

@@ -28,8 +28,8 @@ def folder(tmp_path, monkeypatch):
 def computed(monkeypatch):
     """How often a decomposition was computed."""
     calls = []
-    real = svd._decomposed
-    monkeypatch.setattr(svd, "_decomposed", lambda *a: calls.append(a) or real(*a))
+    real = svd.decompose
+    monkeypatch.setattr(svd, "decompose", lambda *a: calls.append(a) or real(*a))
     return calls
 
 
@@ -65,7 +65,7 @@ def test_adapters_start_with_the_same_bits(tmp_path_factory, kind, out, in_, see
         patch.setenv(cache.FOLDER, str(tmp_path_factory.mktemp("cache")))
         patch.setattr(cache, "WORTH_KEEPING", 1)
         first = start()
-        patch.setattr(svd, "_decomposed", lambda *_: pytest.fail("it was not kept"))
+        patch.setattr(svd, "decompose", lambda *_: pytest.fail("it was not kept"))
         again = start()
     for state in (first, again):
         assert all(torch.equal(state[name], tensor) for name, tensor in plain.items())
