@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,17 +12,38 @@ def rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
     """``exact``, float64, as the nearest values of ``dtype``, ties to even.
 
     torch goes from float64 to 16-bit types by way of float32 and so rounds twice: one float16 in
-    16,000 comes out as the wrong neighbour. That can only happen within one float32 step of a tie, where
-    the two float32 beside the nearest round differently; those few are rounded again, rightly.
+    16,000 comes out as the wrong neighbour. That happens only where the float32 lies exactly between two
+    values of ``dtype``, and the float64 beside it: such places are found by their bits and rounded again.
     """
     if torch.finfo(dtype).bits >= 32:
         return exact.to(dtype)
     near = exact.float()
-    bits, value = near.view(torch.int32), near.to(dtype)
-    above, below = ((bits + step).view(torch.float32).to(dtype) for step in (1, -1))
-    close = (above != below).nonzero(as_tuple=True)
-    value[close] = _by_odd(exact[close], dtype)
+    value = near.to(dtype)
+    places = _may_be_ties(near, dtype).nonzero(as_tuple=True)
+    if len(places[0]):
+        value[places] = _by_odd(exact[places], dtype)
     return value
+
+
+def _may_be_ties(near: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where the bits that ``dtype`` drops from a float32 are exactly one half of its last place.
+
+    float16 drops more of them below its smallest normal number: there every place counts as one.
+    """
+    dropped = 24 - round(-math.log2(torch.finfo(dtype).eps)) - 1
+    ties = (near.view(torch.int32) & (2**dropped - 1)) == 2 ** (dropped - 1)
+    smallest = torch.finfo(dtype).smallest_normal
+    return (
+        ties
+        if smallest == torch.finfo(near.dtype).smallest_normal
+        else ties | (near.abs() < smallest)
+    )
+
+
+def round_into(out: Tensor, exact: Tensor) -> Tensor:
+    """Write ``exact``, float64, into ``out`` of the same shape, rounded once to its dtype."""
+    wide = torch.finfo(out.dtype).bits >= 32
+    return out.copy_(exact if wide else rounded(exact, out.dtype))
 
 
 def _by_odd(exact: Tensor, dtype: torch.dtype) -> Tensor:

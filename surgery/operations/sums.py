@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surgery.operations.rounding import rounded
+from surgery.operations.rounding import round_into
 
-_PIECE = 2**16
-"""Entries of a piece on each thread: half a megabyte in float64."""
+_PIECE = 2**17
+"""Entries of a piece on each thread: a megabyte in float64."""
 _PIECE_ELSEWHERE = 2**24
 """Entries of a piece on an accelerator, which wants large ones."""
 
@@ -59,7 +59,7 @@ def rounded_sum(base: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Squa
         exact = scratch.copy_(part).view(-1, base.shape[2])
         exact.addmm_(own, right)
         total = _square(exact)
-        near = value[periods, rows].copy_(rounded(exact, base.dtype).view(part.shape))
+        near = round_into(value[periods, rows], scratch)
         squares += Squares(total, _square(exact.sub_(near.reshape(exact.shape))))
     return value, squares
 
