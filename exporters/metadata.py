@@ -57,8 +57,8 @@ def describe(
         **preprocessing_of(model, inputs, processor, preprocessing),
         **lineage.facts(plain.lineages, model),
         "accuracy": _accuracy(accuracy),
-        **(extra or {}),
     }
+    facts |= _further(extra or {}, facts)
     return {PREFIX + key: _json(key, value) for key, value in facts.items() if value is not None}
 
 
@@ -137,6 +137,16 @@ def _accuracy(given: Mapping[str, float] | None) -> dict[str, float] | None:
             remedy="pass what was measured, as accuracy={'top-1': 0.81}",
         )
     return {name: float(value) for name, value in given.items()}
+
+
+def _further(extra: Mapping[str, Any], facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    taken = sorted(extra.keys() & facts.keys())
+    if taken:
+        raise ExportError(
+            f"metadata={{{taken[0]!r}: ...}} would hide what the exporter writes under this name",
+            remedy=f"pass {taken[0]}= where to_onnx takes it, or choose another name",
+        )
+    return extra
 
 
 def _json(key: str, value: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 
 import exporters
 import surgery.operations.apply as operations
+from exporters.errors import ExportError
 from exporters.fuse import Site
 from exporters.inputs import collect
 
@@ -133,13 +134,13 @@ def test_half_precision_is_exported_as_fp32(build, tmp_path):
 def test_the_file_tells_how_to_use_it_and_nothing_about_this_machine(build, tmp_path):
     model, path = build("vit"), tmp_path / "model.onnx"
     labels = [f"class {i}" for i in range(7)]
-    exporters.to_onnx(model, path, target="portable", labels=labels, metadata={"accuracy": 0.5})
+    exporters.to_onnx(model, path, target="portable", labels=labels, accuracy={"top-1": 0.5})
     loaded = onnx.load(path)
     facts = {
         p.key.removeprefix("model_surgery."): json.loads(p.value) for p in loaded.metadata_props
     }
     assert facts["labels"] == labels
-    assert facts["accuracy"] == 0.5
+    assert facts["accuracy"] == {"top-1": 0.5}
     assert facts["preprocessing"]["input_size"] == [3, 32, 32]
     assert facts["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     assert facts["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -148,6 +149,12 @@ def test_the_file_tells_how_to_use_it_and_nothing_about_this_machine(build, tmp_
     content = path.read_bytes()
     assert b"pkg.torch" not in content
     assert str(Path(torch.__file__).parents[1]).encode() not in content
+
+
+def test_further_metadata_hides_nothing(build, tmp_path):
+    with pytest.raises(ExportError, match="hide"):
+        exporters.to_onnx(build("vit"), tmp_path / "m.onnx", metadata={"accuracy": 0.5})
+    assert not list(tmp_path.iterdir())
 
 
 def test_axes_and_outputs_have_names(build, tmp_path):

@@ -137,6 +137,6 @@ def test_unverified_files_say_so(build, tmp_path):
 
 
 def test_predictions_that_disagree_are_found(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporters.verify, "top1_agreement", lambda *_: 0.5)
+    monkeypatch.setattr(exporters.parity, "top1_agreement", lambda *_: 0.5)
     error = rejected(tmp_path, build("vit"), target="portable", samples=torch.randn(4, 3, 32, 32))
     assert "50.0% of the top-1 predictions" in str(error)
