@@ -40,9 +40,9 @@ class Split(nn.Module):
         return self.cut(self, y) if self.cut.__code__.co_argcount == 2 else self.cut(y)
 
 
-def found(model: nn.Module, x: Tensor) -> list[tuple[tuple[int, int, int], ...]]:
+def found(model: nn.Module, *given: Tensor) -> list[tuple[tuple[int, int, int], ...]]:
     """The rows of the layer that reach each output of the model."""
-    program = capture(model, (x,), {})
+    program = capture(model, given, {})
     graph = Graph(inline(program))
     flow = Flow(graph, LinearReader(graph, model))
     (read,) = flow.reader.reads
@@ -97,6 +97,38 @@ def test_weights_are_not_touched_and_none_are_needed() -> None:
     broken = Split(cut)
     nn.init.constant_(broken.proj.weight, float("nan"))
     assert found(broken, torch.randn(2, 5, 6)) == expected(*rows)
+
+
+class Outside(nn.Module):
+    """What meets the projection comes from the user's other inputs: its values are unknown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(6, WIDTH)
+
+    def forward(
+        self, x: Tensor, keep: Tensor, ids: Tensor, turn: Tensor, gate: Tensor
+    ) -> tuple[Tensor, ...]:
+        y = self.proj(x)
+        pairs = torch.view_as_complex(y[..., :4].unflatten(-1, (2, 2)).contiguous())
+        return (
+            torch.where(keep, y[..., :6], 0.0),
+            y[..., 8:].gather(-1, ids),
+            torch.view_as_real(pairs * turn),
+            y[..., 6:8] * gate,
+        )
+
+
+def test_what_comes_from_other_inputs_is_made_up_kindly() -> None:
+    """Masks let through, indices are zero, rotations and gates are neither."""
+    given = (
+        torch.randn(2, 5, 6),
+        torch.zeros(2, 5, 6, dtype=torch.bool),
+        torch.full((2, 5, 3), 2),
+        torch.zeros(2, 5, 2, dtype=torch.complex64),
+        torch.zeros(2, 5, 2),
+    )
+    assert found(Outside(), *given) == expected(ALL[:6], [8], ALL[:4], ALL[6:8])
 
 
 class Packed(nn.Module):
