@@ -112,12 +112,22 @@ def _writes_in_place(program: ExportedProgram) -> bool:
     """Whether a value is changed behind the graph's back: written through a view that nobody reads.
 
     Such a graph is made functional first (empty decompositions keep every operator), so that
-    data flow is what the edges say.
+    data flow is what the edges say. No projection flows through integers: positions may be written as they are.
     """
     return any(
-        node.op == "call_function" and not node.users and str(node.target).endswith(_IN_PLACE)
+        node.op == "call_function"
+        and not node.users
+        and str(node.target).endswith(_IN_PLACE)
+        and not is_whole(node.meta.get("val"))
         for node in program.graph.nodes
     )
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a tensor of integers or booleans."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return not (value.is_floating_point() or value.is_complex())
 
 
 def _first_line(error: Exception) -> str:

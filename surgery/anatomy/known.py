@@ -87,6 +87,8 @@ class _Known(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _COUNTING:
             return _counted(func, args, kwargs)
+        if func is torch.tensor:
+            args = pytree.tree_map_only(Tensor, _listed, args)  # it would ask each for its memory
         if self.constants:
             args, kwargs = pytree.tree_map_only(Tensor, self._value, (args, kwargs))
         return func(*args, **kwargs)
@@ -108,6 +110,11 @@ def _counted(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 def _constant(tensor: Tensor) -> Tensor:
     """The same values, entered as a literal: torch follows those."""
     return torch.tensor(tensor.tolist(), dtype=tensor.dtype, device=tensor.device)
+
+
+def _listed(tensor: Tensor) -> Any:
+    """The numbers in a tensor of known values, one by one: torch.export evaluates nothing else."""
+    return [_listed(row) for row in tensor.unbind(0)] if tensor.ndim else tensor.item()
 
 
 def _has_values(value: object) -> bool:

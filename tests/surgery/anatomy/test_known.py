@@ -23,7 +23,8 @@ class Grid(nn.Module):
         self.register_buffer("least", torch.tensor(2))
 
     def forward(self, patches: Tensor, grid: Tensor) -> Tensor:
-        lengths = [max(h * w, int(self.least)) for h, w in grid.tolist()]
+        areas = torch.tensor([grid[0].prod(), grid[1].prod()])
+        lengths = [max(area, int(self.least)) for area in areas.tolist()]
         order = torch.arange(sum(lengths))
         kept = order[order >= 0]
         parts = self.qkv(patches[kept]).split(lengths)
