@@ -27,23 +27,22 @@ def write(folder: Path, report: ExportReport, facts: Mapping[str, str], model: n
     It says nothing that is not in the files' metadata or in the report, and names no local path.
     """
     told = {key.removeprefix(PREFIX): json.loads(value) for key, value in facts.items()}
+    settings, accuracy = told.pop("preprocessing", None), _by_metric(told.get("accuracy"))
     first = folder / report.files[0].path.name
     task, base = task_of(model), told.get("base_model") or _base_model(model)
     data = ModelCardData(
         base_model=base,
         library_name="onnx",
         license=told.get("license"),
-        metrics=list(told.get("accuracy") or ()) or None,
+        metrics=list(accuracy) or None,
         pipeline_tag=task,
         tags=["model-surgery", "onnxruntime"],
     )
-    settings = told.pop("preprocessing", None)
     card = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
-        **{
-            key: told.get(key) for key in ("model", "labels", "adapters", "accuracy", "fingerprint")
-        },
+        **{key: told.get(key) for key in ("model", "labels", "adapters", "fingerprint")},
+        accuracy=accuracy,
         name=first.stem,
         task=task,
         base_model=base,
@@ -72,6 +71,13 @@ def task_of(model: nn.Module) -> str | None:
         return None
     classes = getattr(model, "num_classes", 0)
     return "image-classification" if classes else "image-feature-extraction"
+
+
+def _by_metric(told: Any) -> dict[str, Any]:
+    """What was measured; a caller may have put one bare number into ``metadata``."""
+    if told is None:
+        return {}
+    return dict(told) if isinstance(told, Mapping) else {"accuracy": told}
 
 
 def _base_model(model: nn.Module) -> str | None:

@@ -22,6 +22,12 @@ from exporters.private import local_paths
 from exporters.runtime import OPTIONS_KEY, SessionOptions
 
 PREFIX = "model_surgery."
+_OWN = frozenset(
+    {
+        "model", "versions", "labels", "preprocessing", "tokenizer", "policies", "adapters",
+        "adapter_base", "fingerprint", "target", "precision", "opset", "session_options",
+    }
+)  # fmt: skip
 _LIBRARIES = ("model-surgery", "torch", "onnx", "onnxscript", "onnxruntime", "timm", "transformers")
 
 
@@ -50,6 +56,7 @@ def describe(
         ExportError: If something is no JSON, holds a local path, or does not fit the model.
     """
     model = plain.model
+    _check_names(extra or {})
     facts = {
         "model": qualified_name(model),
         "versions": versions(),
@@ -99,6 +106,13 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _check_names(extra: Mapping[str, Any]) -> None:
+    taken = sorted(_OWN & extra.keys())
+    if taken:
+        why = "the exporter itself writes what stands under this name"
+        raise _unwritable(taken[0], why, "other names, and labels= or preprocessing= for these")
 
 
 def _labels(model: nn.Module, given: Sequence[str] | None) -> list[str] | None:

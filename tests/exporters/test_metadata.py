@@ -112,11 +112,12 @@ def test_a_transformers_model_knows_the_folder_it_came_from(name, processor, bui
         ({"labels": ["a", "b"]}, "the model has 7 classes"),
         ({"accuracy": {"top-1": float("nan")}}, "no finite number"),
         ({"metadata": {"data": f"{Path.home()}/photos"}}, "is a local path"),
+        ({"metadata": {"fingerprint": "mine"}}, "the exporter itself writes"),
         ({"preprocessing": 3}, "takes a mapping"),
         ({"processor": 3}, "no image processor"),
         ({"processor": tokenizer(), "preprocessing": {}}, "takes its place"),
     ],
-    ids=["labels", "accuracy", "path", "preprocessing", "processor", "both"],
+    ids=["labels", "accuracy", "path", "taken", "preprocessing", "processor", "both"],
 )
 def test_what_would_be_wrong_in_the_file_is_refused_before_the_work(
     options, reason, build, tmp_path
