@@ -31,13 +31,11 @@ def _may_be_ties(near: Tensor, dtype: torch.dtype) -> Tensor:
     float16 drops more of them below its smallest normal number: there every place counts as one.
     """
     dropped = 24 - round(-math.log2(torch.finfo(dtype).eps)) - 1
-    ties = (near.view(torch.int32) & (2**dropped - 1)) == 2 ** (dropped - 1)
+    ties: Tensor = (near.view(torch.int32) & (2**dropped - 1)) == 2 ** (dropped - 1)
     smallest = torch.finfo(dtype).smallest_normal
-    return (
-        ties
-        if smallest == torch.finfo(near.dtype).smallest_normal
-        else ties | (near.abs() < smallest)
-    )
+    if smallest > torch.finfo(near.dtype).smallest_normal:
+        ties |= near.abs() < smallest
+    return ties
 
 
 def round_into(out: Tensor, exact: Tensor) -> Tensor:
