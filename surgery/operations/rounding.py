@@ -33,9 +33,9 @@ def _may_be_ties(near: Tensor, dtype: torch.dtype) -> Tensor:
     dropped = 24 - round(-math.log2(torch.finfo(dtype).eps)) - 1
     ties: Tensor = (near.view(torch.int32) & (2**dropped - 1)) == 2 ** (dropped - 1)
     smallest = torch.finfo(dtype).smallest_normal
-    if smallest == torch.finfo(near.dtype).smallest_normal:
-        return ties
-    return ties | (near.abs() < smallest)
+    if smallest > torch.finfo(near.dtype).smallest_normal:
+        ties |= near.abs() < smallest
+    return ties
 
 
 def round_into(out: Tensor, exact: Tensor) -> Tensor:

@@ -99,6 +99,13 @@ def test_weights_are_not_touched_and_none_are_needed() -> None:
     assert found(broken, torch.randn(2, 5, 6)) == expected(*rows)
 
 
+def test_an_index_without_values_is_made_up_and_ends_nothing() -> None:
+    """A buffer on the meta device cannot say which channels it picks; the others are still read."""
+    cut, _ = CASES["indexed by a buffer"]
+    picked, whole = found(Split(cut).to("meta"), torch.zeros(2, 5, 6, device="meta"))
+    assert (count(picked), whole) == (1, to_runs(ALL))
+
+
 class Outside(nn.Module):
     """What meets the projection comes from the user's other inputs: its values are unknown."""
 
