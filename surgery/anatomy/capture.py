@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from surgery.anatomy.known import known_integers
+from surgery.anatomy.known import is_whole, known_integers
 from surgery.errors import CaptureError
 
 _ALONE = threading.RLock()
@@ -121,13 +121,6 @@ def _writes_in_place(program: ExportedProgram) -> bool:
         and not is_whole(node.meta.get("val"))
         for node in program.graph.nodes
     )
-
-
-def is_whole(value: object) -> bool:
-    """Whether a value is a tensor of integers or booleans."""
-    if not isinstance(value, torch.Tensor):
-        return False
-    return not (value.is_floating_point() or value.is_complex())
 
 
 def _first_line(error: Exception) -> str:

@@ -117,7 +117,14 @@ def _listed(tensor: Tensor) -> Any:
     return [_listed(row) for row in tensor.unbind(0)] if tensor.ndim else tensor.item()
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a tensor of integers or booleans."""
+    if not isinstance(value, Tensor):
+        return False
+    return not (value.is_floating_point() or value.is_complex())
+
+
 def _has_values(value: object) -> bool:
     if not isinstance(value, Tensor) or value.is_meta or value.numel() > _LIMIT:
         return False
-    return not (value.is_floating_point() or value.is_complex())
+    return is_whole(value)

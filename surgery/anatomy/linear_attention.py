@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from surgery.anatomy.attention import Core, is_product, product_operands
+from surgery.anatomy.attention import Core, is_product, product_operands, turned
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name, shape_of
 from surgery.anatomy.operators import MOVES, NORMS, SCALES
@@ -81,21 +81,13 @@ def _context_behind(
             if source not in seen and source in flow.active:
                 seen.add(source)
                 queue.append(
-                    replace(here, node=source, transposed=here.transposed != _flips(here.node))
+                    replace(
+                        here,
+                        node=source,
+                        transposed=here.transposed != bool(turned(here.node, False)),
+                    )
                 )
     return found[0] if len(found) == 1 else None
-
-
-def _flips(node: fx.Node) -> bool:
-    """Whether the node exchanges the last two dimensions."""
-    name, dims = op_name(node), len(shape_of(node))
-    if name in {"mT", "t"}:
-        return True
-    if name in {"transpose", "swapaxes"}:
-        return {int(d) % dims for d in node.args[1:3] if isinstance(d, int)} == {dims - 1, dims - 2}
-    if name == "permute" and isinstance(node.args[1], list | tuple):
-        return tuple(node.args[1][-2:]) in {(dims - 1, dims - 2), (-1, -2)}
-    return False
 
 
 def _summed(product: fx.Node) -> int:
