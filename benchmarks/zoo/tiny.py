@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 WIDTH, HEADS, HEAD, FFN, LAYERS, VOCABULARY = 64, 4, 16, 128, 2, 128
-_DROPPED = {"transformers_version", "model_type", "layer_types", "mlp_layer_types", "dtype",
-            "architectures", "mlp_only_layers", "no_rope_layers",
+_DROPPED = {"transformers_version", "model_type", "dtype", "architectures", "mlp_only_layers",
             "attention_layers", "_name_or_path", "per_layer_config", "out_features", "out_indices",
-            "_out_features", "_out_indices", "stage_names", "layers_block_type", "indexer_types"}  # fmt: skip
+            "_out_features", "_out_indices", "stage_names"}  # fmt: skip
+_KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types", "no_rope_layers")
 
 Rule = Callable[[int], int]
 Rules = tuple[tuple[re.Pattern[str], Rule], ...]
@@ -74,9 +74,14 @@ _HEADS = re.compile(r".*heads")
 _TOKEN = re.compile(r".*(token_id|token_index|_token|bos|eos)(_id)?s?")
 
 
-def tiny(config: Any) -> Any:
-    """The same kind of configuration, small enough for one core and one second."""
-    return type(config)(**shrink(config.to_dict(), _COMPILED))
+def tiny(config: Any, overrides: dict[str, Any] | None = None, kinds: bool = True) -> Any:
+    """The same kind of configuration, small enough for one core and one second.
+
+    Args:
+        overrides: Values for what the rules get wrong; dictionaries reach into parts.
+        kinds: One layer of each published kind; otherwise the first two, of the kinds derived for two.
+    """
+    return type(config)(**_merged(shrink(config.to_dict(), _COMPILED, kinds), overrides or {}))
 
 
 def shallow(config: Any) -> Any:
@@ -84,19 +89,39 @@ def shallow(config: Any) -> Any:
     return type(config)(**shrink(config.to_dict(), _SHALLOW))
 
 
-def shrink(data: dict[str, Any], rules: Rules) -> dict[str, Any]:
+def shrink(data: dict[str, Any], rules: Rules, kinds: bool = False) -> dict[str, Any]:
     """Numbers made small, derived lists left out so that the configuration derives them again."""
     tokens, depth = _Tokens(), data.get("num_hidden_layers")
+    kept = _one_of_each_kind(data, depth) if kinds else []
     small: dict[str, Any] = {}
     for key, value in data.items():
-        if key in _DROPPED:
+        if key in _DROPPED or (key in _KINDS and not kept):
             continue
         if key == "attention_types":
             value = [[value[0][0], LAYERS // len(value[0][0])]]
         if isinstance(value, list) and len(value) == depth and depth > LAYERS:
-            value = value[:LAYERS]  # one entry a layer
-        small[key] = _value(key, value, tokens, rules)
-    return small
+            value = [value[i] for i in kept or range(LAYERS)]  # one entry a layer
+        small[key] = _value(key, value, tokens, rules, kinds)
+    return small | ({"num_hidden_layers": len(kept)} if kept else {})
+
+
+def _one_of_each_kind(data: dict[str, Any], depth: int | None) -> list[int]:
+    """The first layer of each kind, and at least two; none if the configuration knows no kinds."""
+    lists = [data[key] for key in _KINDS if isinstance(data.get(key), list)]
+    lists = [kinds for kinds in lists if len(kinds) == depth]
+    if not lists or depth is None:
+        return []
+    firsts: dict[tuple[Any, ...], int] = {}
+    for layer, kind in enumerate(zip(*lists, strict=True)):
+        firsts.setdefault(kind, layer)
+    return sorted(
+        set(firsts.values()) | set(range(min(LAYERS, depth) if len(firsts) < LAYERS else 0))
+    )
+
+
+def _merged(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    nested = {k: _merged(data.get(k) or {}, v) for k, v in overrides.items() if isinstance(v, dict)}
+    return data | overrides | nested
 
 
 class _Tokens:
@@ -112,13 +137,13 @@ class _Tokens:
         return self.next
 
 
-def _value(key: str, value: Any, tokens: _Tokens, rules: Rules) -> Any:
+def _value(key: str, value: Any, tokens: _Tokens, rules: Rules, kinds: bool) -> Any:
     if value is None:
         return _UNSET.get(key)
     if isinstance(value, bool):
         return value
     if isinstance(value, dict):
-        return _rope(value) if "rope" in key else shrink(value, rules) | _kept(value)
+        return _rope(value) if "rope" in key else shrink(value, rules, kinds) | _kept(value)
     if isinstance(value, int):
         return tokens.small(value) if _TOKEN.fullmatch(str(key)) else _number(key, value, rules)
     if isinstance(value, list | tuple) and value and all(type(v) is int for v in value):

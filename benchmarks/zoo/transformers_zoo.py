@@ -12,6 +12,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from benchmarks.zoo.examine import Specimen
+from benchmarks.zoo.overrides import OVERRIDES
 from benchmarks.zoo.tiny import shallow, tiny
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 
@@ -76,7 +77,9 @@ def _model_class(name: str) -> type[nn.Module]:
 
 
 def _configurations(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Small in every way, then only shallow, then as it comes; smaller ones may not fit together."""
+    """Small in every way, then only shallow; smaller ones may not fit together."""
     config: Any = getattr(transformers, CONFIG_MAPPING_NAMES[kind])
-    yield "tiny configuration", lambda: tiny(config())
+    overrides = OVERRIDES.get(kind, {})
+    yield "tiny configuration, each kind of layer", lambda: tiny(config(), overrides)
+    yield "tiny configuration", lambda: tiny(config(), overrides, kinds=False)
     yield "shallow configuration", lambda: shallow(config())

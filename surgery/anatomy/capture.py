@@ -6,15 +6,19 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr
-from typing import Any
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from surgery.anatomy.known import is_whole, known_integers
+from surgery.anatomy.known import has_known_integers, is_whole, known_integers
+from surgery.anatomy.valued import has_real_values, real_values, settle_sizes
 from surgery.errors import CaptureError
+
+Values = Literal["any", "integers", "all"]
+"""For which values a captured graph holds: any, these integer inputs, or exactly this call."""
 
 _ALONE = threading.RLock()
 """torch.export sets state of the whole process: two threads in it break each other."""
@@ -27,7 +31,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
-    known: bool = False,
+    values: Values = "any",
 ) -> ExportedProgram:
     """Export ``model`` on fake tensors, in eval mode.
 
@@ -38,21 +42,24 @@ def capture(
         args: Positional example inputs.
         kwargs: Example inputs by name.
         dynamic_shapes: As for ``torch.export.export``; None fixes every shape.
-        known: Whether the values of integer inputs may become constants of the graph, which is then right
+        values: Whether integer inputs, or all values, may become constants of the graph, which is then right
             for these inputs alone.
 
     Raises:
         CaptureError: If the graph cannot be captured; it quotes the model line that stopped it.
     """
     kwargs = dict(kwargs or {})
-    integers = known_integers(model, args, kwargs) if known else nullcontext()
     with _ALONE, unchanged(model), _silence(), torch.no_grad():
         try:
-            with integers:
+            with _knowing(values, model, args, kwargs):
                 program = torch.export.export(
                     model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
                 )
-            return program.run_decompositions({}) if _writes_in_place(program) else program
+            if _writes_in_place(program):
+                program = program.run_decompositions({})
+            if values == "all":
+                settle_sizes(program)
+            return program
         except Exception as error:
             raise CaptureError(
                 f"torch.export could not capture the graph of {type(model).__name__}",
@@ -61,6 +68,41 @@ def capture(
                 remedy="pass example_inputs= that the model accepts, or write a policy that names "
                 "modules (select: [{modules: [...]}]), which needs no graph",
             ) from error
+
+
+def capture_for_reading(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[ExportedProgram, Values]:
+    """The graph that holds for the most values, and for which: any, else these integers, else these inputs.
+
+    Raises:
+        CaptureError: If none can be captured; it tells what stopped the first.
+    """
+    ways: list[Values] = ["any"]
+    ways += ["integers"] if has_known_integers(model, args, kwargs) else []
+    ways += ["all"] if has_real_values(model, args, kwargs) else []
+    stopped: CaptureError | None = None
+    for values in ways:
+        try:
+            program = capture(model, args, kwargs, values=values)
+            refuse_open_shapes(program, model)
+            return program, values
+        except CaptureError as error:
+            stopped = stopped or error
+    assert stopped is not None
+    raise stopped
+
+
+@contextmanager
+def _knowing(
+    values: Values, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        if values == "integers":
+            stack.enter_context(known_integers(model, args, kwargs))
+        elif values == "all":
+            stack.enter_context(real_values())
+        yield
 
 
 def refuse_open_shapes(program: ExportedProgram, model: nn.Module) -> None:

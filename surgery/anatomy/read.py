@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
-from torch.export import ExportedProgram
 
 from policies.roles import Role
 from surgery.anatomy.attention import NoMatch
-from surgery.anatomy.capture import capture, refuse_open_shapes
+from surgery.anatomy.capture import Values, capture_for_reading
 from surgery.anatomy.feed_forward import FeedForwardReads, find_feed_forward
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, module_path, op_name, shape_of
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
-from surgery.anatomy.known import has_known_integers
 from surgery.anatomy.layers import Blocks
 from surgery.anatomy.linears import LinearRead, LinearReader
 from surgery.anatomy.parts import Parts
@@ -35,7 +32,6 @@ from surgery.anatomy.types import (
     Unplaced,
 )
 from surgery.anatomy.wrappers import unwrap
-from surgery.errors import CaptureError
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
@@ -56,24 +52,9 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
     """
     model = unwrap(model)
     inputs = _inputs(model, example_inputs)
-    graph = Graph(inline(_captured(model, inputs)), inputs.leaves())
-    return Reading(model, Flow(graph, LinearReader(graph, model))).anatomy(inputs)
-
-
-def _captured(model: nn.Module, inputs: ExampleInputs) -> ExportedProgram:
-    """The graph for any values, or else the graph for the values of these integer inputs."""
-    try:
-        program = capture(model, inputs.args, inputs.kwargs)
-        refuse_open_shapes(program, model)
-    except CaptureError:
-        if not has_known_integers(model, inputs.args, inputs.kwargs):
-            raise
-        with suppress(CaptureError):
-            program = capture(model, inputs.args, inputs.kwargs, known=True)
-            refuse_open_shapes(program, model)
-            return program
-        raise
-    return program
+    program, values = capture_for_reading(model, inputs.args, inputs.kwargs)
+    graph = Graph(inline(program), inputs.leaves())
+    return Reading(model, Flow(graph, LinearReader(graph, model))).anatomy(inputs, values)
 
 
 def _inputs(model: nn.Module, given: Any) -> ExampleInputs:
@@ -98,7 +79,7 @@ class Reading:
         )
         self.parts = self._parts()
 
-    def anatomy(self, inputs: ExampleInputs) -> Anatomy:
+    def anatomy(self, inputs: ExampleInputs, values: Values = "any") -> Anatomy:
         """The reading as plain data."""
         sites = self._sites()
         feed_forward = self._feed_forward()
@@ -115,6 +96,7 @@ class Reading:
             depth=len(self.blocks),
             embeddings=_embedding_rows(self.flow.graph),
             inputs=inputs.describe(),
+            values=values,
         )
 
     def _sites(self) -> tuple[AttentionSite, ...]:

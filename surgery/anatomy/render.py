@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _SHOWN_RUNS = 3
+_HOLDS = {
+    "any": "",
+    "integers": " (as these integer inputs run it)",
+    "all": " (as these inputs run it)",
+}
 
 
 def as_table(anatomy: Anatomy) -> Group:
@@ -48,7 +53,7 @@ def as_text(anatomy: Anatomy) -> str:
 def as_dict(anatomy: Anatomy) -> dict[str, Any]:
     """The anatomy as plain lists, strings and numbers; the keys are stable.
 
-    ``{"model", "depth", "inputs", "embeddings", "sites": [{"id", "kind", "layer", "module", "calls",
+    ``{"model", "depth", "inputs", "values", "embeddings", "sites": [{"id", "kind", "layer", "module", "calls",
     "notes", "projections": [...]}], "feed_forward": [...], "others": [...], "unplaced": [...]}``;
     a projection is ``{"role", "module", "parameter", "rows": [[start, stop, step], ...],
     "in_features", "out_features", "weight_out_features", "layout", "access", "layer", "calls",
@@ -72,7 +77,7 @@ def _title(anatomy: Anatomy) -> str:
     return (
         f"{name}: {_count(len(anatomy.sites), 'attention site')}, "
         f"{_count(len(anatomy.feed_forward), 'feed-forward block')}, "
-        f"{_count(anatomy.depth, 'layer')}"
+        f"{_count(anatomy.depth, 'layer')}{_HOLDS[anatomy.values]}"
     )
 
 

@@ -41,7 +41,8 @@ class Replay:
     """Records a run of ``call`` and runs it again from a later point.
 
     Outputs are copied, at most 1 GiB of them; what does not fit is computed again. A module call is left
-    out only if it returns fresh tensors, changes none of its arguments and holds no half-done attention.
+    out only if it returns fresh tensors, changes none of its arguments and holds no half-done attention;
+    and only if a control run that leaves out the same calls, nothing disturbed, shows the same attentions.
 
     Args:
         model: The model that ``call`` runs.
@@ -54,22 +55,29 @@ class Replay:
         self._first_use: dict[int, int] = {}
         self._kept = 0
         self.events = self._record()
-        self.faithful = self._same_events()
+        self.faithful = True
 
-    def run(self, disturbed: Iterable[Tensor], stop_after: int) -> list[Event]:
-        """The events of a run in which only ``disturbed`` weights differ from the recorded one.
+    def start(self, weights: Iterable[Tensor], stop_after: int) -> int:
+        """The step to run again from when ``weights``, now as recorded, will be changed; 0 computes everything.
 
         Args:
-            disturbed: Parameters that were changed in place.
+            weights: Parameters that will be changed in place.
+            stop_after: Number of events that the control run makes.
+        """
+        step = min((self._first_use.get(_place(weight), 0) for weight in weights), default=0)
+        self.faithful = self.faithful and self._same_events(step, stop_after)
+        return step if self.faithful else 0
+
+    def run(self, step: int, stop_after: int) -> list[Event]:
+        """The events of a run that leaves out what ended before ``step``.
+
+        Args:
+            step: What :meth:`start` returned for the weights that have been changed.
             stop_after: Number of events after which the run ends.
         """
-        steps = [self._first_use.get(_place(tensor), 0) for tensor in disturbed]
-        if self.faithful:
-            try:
-                return self._again(min(steps), stop_after)
-            except Exception:
-                self.faithful = False  # a module keeps state that the recorded outputs do not carry
-        return watching(self.call, AttentionWatch(stop_after))
+        if not step:
+            return watching(self.call, AttentionWatch(stop_after))
+        return self._again(step, stop_after)
 
     def _record(self) -> list[Event]:
         watcher, clock = AttentionWatch(), _Clock(self._first_use)
@@ -99,13 +107,14 @@ class Replay:
             self._kept += size
             call.output, call.repeatable = _copied(output), True
 
-    def _same_events(self) -> bool:
-        """Whether leaving out all that can be left out changes nothing: the control experiment."""
+    def _same_events(self, step: int, stop_after: int) -> bool:
+        """Whether what is left out changes nothing: the control experiment."""
         try:
-            events = self._again(max(self._first_use.values(), default=0), len(self.events) + 1)
+            events = self._again(step, stop_after)
         except Exception:
-            return False
-        return len(events) == len(self.events) and all(map(Event.equals, events, self.events))
+            return False  # a module keeps state that the recorded outputs do not carry
+        expected = self.events[:stop_after]
+        return len(events) == len(expected) and all(map(Event.equals, events, expected))
 
     def _again(self, step: int, stop_after: int) -> list[Event]:
         watcher, place = AttentionWatch(stop_after), 0

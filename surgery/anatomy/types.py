@@ -150,6 +150,8 @@ class Anatomy:
         depth: Number of blocks that ``layer`` counts.
         embeddings: Rows of each embedding table the graph looks up.
         inputs: Shape and dtype of each example input that was used, by name.
+        values: For which values of inputs of these shapes the reading holds: ``"any"``, these ``"integers"``
+            (token ids, masks, grids), or ``"all"``, exactly this call.
     """
 
     model: str
@@ -160,6 +162,7 @@ class Anatomy:
     depth: int = 0
     embeddings: tuple[int, ...] = ()
     inputs: dict[str, str] = field(default_factory=dict)
+    values: str = "any"
 
     @property
     def projections(self) -> tuple[Projection, ...]:

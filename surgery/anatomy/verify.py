@@ -136,18 +136,22 @@ class _Experiment:
     def run(self) -> Verification:
         sites = self.anatomy.sites
         read = sum(site.calls for site in sites)
-        findings = [
-            self._finding(site, projection) for site in sites for projection in site.projections
-        ]
+        findings = [finding for site in sites for finding in self._findings(site)]
         return Verification(len(self.baseline), read, tuple(findings))
 
     def _call(self) -> None:
         self.model(*self.inputs.args, **self.inputs.kwargs)
 
-    def _finding(self, site: AttentionSite, projection: Projection) -> Finding:
+    def _findings(self, site: AttentionSite) -> list[Finding]:
+        """Of one site, all from one step: its control run speaks for each of them."""
+        weights = [w for p in site.projections for w, _ in _targets(self.model, p)]
+        start = self.replay.start(weights, stop_after=site.first_run + 2)
+        return [self._finding(site, projection, start) for projection in site.projections]
+
+    def _finding(self, site: AttentionSite, projection: Projection, start: int) -> Finding:
         own = site.first_run
-        with disturbed(self.model, projection) as tensors:
-            events = self.replay.run(tensors, stop_after=own + 2)
+        with disturbed(self.model, projection):
+            events = self.replay.run(start, stop_after=own + 2)
         changes = [old.moved(new) for old, new in zip(self.baseline, events, strict=False)]
         event, moved = next(((n, m) for n, m in enumerate(changes) if m), (None, ()))
         if projection.role is Role.ATTENTION_OUTPUT:
@@ -178,29 +182,32 @@ def _overlap(one: Projection, two: Projection) -> bool:
 
 
 @contextmanager
-def disturbed(model: nn.Module, projection: Projection) -> Iterator[list[Tensor]]:
-    """Noise on the rows of a projection, and on their bias, inside; afterwards every bit is back.
+def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
+    """Noise on the rows of a projection, and on their bias, inside; afterwards every bit is back."""
+    channels = torch.tensor([c for run in projection.rows for c in range(*run)])
+    targets = _targets(model, projection)
+    kept = [tensor.detach().clone() for tensor, _ in targets]
+    with torch.no_grad():
+        for tensor, along in targets:
+            _add_noise(tensor, along, channels.to(tensor.device))
+        try:
+            yield
+        finally:
+            for (tensor, _), before in zip(targets, kept, strict=True):
+                tensor.copy_(before)
 
-    Gives the tensors that were disturbed.
-    """
+
+def _targets(model: nn.Module, projection: Projection) -> list[tuple[Tensor, int]]:
+    """The weight of a projection and its bias, each with the dimension of the output channels."""
     owner = model.get_submodule(projection.module)
     weight = getattr(owner, projection.parameter)
-    channels = torch.tensor([c for run in projection.rows for c in range(*run)])
     dim = 1 if projection.layout is Layout.IN_OUT else 0
     targets = [(weight, dim)]
     bias = getattr(owner, "bias", None)
     # A weight alone moves nothing where its input is zero (DETR's first decoder layer).
     if projection.bias and isinstance(bias, Tensor) and bias.shape == weight.shape[dim : dim + 1]:
         targets.append((bias, 0))
-    kept = [tensor.detach().clone() for tensor, _ in targets]
-    with torch.no_grad():
-        for tensor, along in targets:
-            _add_noise(tensor, along, channels.to(tensor.device))
-        try:
-            yield [tensor for tensor, _ in targets]
-        finally:
-            for (tensor, _), before in zip(targets, kept, strict=True):
-                tensor.copy_(before)
+    return targets
 
 
 def _add_noise(tensor: Tensor, dim: int, channels: Tensor) -> None:

@@ -43,10 +43,11 @@ def blocks(count: int = 5) -> tuple[nn.Sequential, Tensor]:
 def moved(model: nn.Module, weight: Tensor, call: Any, stop: int) -> tuple[list[Any], list[Any]]:
     """Events of a replayed and of a whole run with ``weight`` changed."""
     replay = Replay(model, call)
+    start = replay.start([weight], stop)
     assert replay.faithful
     with torch.no_grad():
         weight.add_(1)
-    return replay.run([weight], stop), watch(call, stop)
+    return replay.run(start, stop), watch(call, stop)
 
 
 @pytest.mark.parametrize("index", range(5))
@@ -61,16 +62,18 @@ def test_a_replay_sees_what_a_whole_run_sees(index: int) -> None:
 def test_what_comes_before_is_not_computed_again() -> None:
     model, x = blocks()
     replay = Replay(model, lambda: model(x))
+    start = replay.start([model[3].qkv.weight], 5)
     for block in model:
         block.qkv.calls = 0
-    replay.run([model[3].qkv.weight], 5)
+    replay.run(start, 5)
     assert [block.qkv.calls for block in model] == [0, 0, 0, 1, 1]
 
 
 def test_the_model_is_left_as_it_was() -> None:
     model, x = blocks()
     own = model[1].forward = model[1].forward  # as accelerate's hooks leave it
-    Replay(model, lambda: model(x)).run([model[0].out.weight], 2)
+    replay = Replay(model, lambda: model(x))
+    replay.run(replay.start([model[0].out.weight], 2), 2)
     routed = [module for module in model.modules() if "forward" in module.__dict__]
     assert routed == [model[1]] and model[1].__dict__["forward"] is own
 
@@ -119,6 +122,35 @@ def test_modules_with_side_effects_run_again(kind: type[nn.Module]) -> None:
     assert all(one.equals(other) for one, other in zip(replayed, whole, strict=True))
 
 
+class Counting(nn.Module):
+    """The second block depends on how often the first part wrote into a list of its caller's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.log = Writer(), Block(), []
+        self.first.log = self.log
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.clear()
+        x = self.first(x)
+        return self.second(x * len(self.log))
+
+
+class Writer(Block):
+    log: list[int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.extend([1, 2])
+        return super().forward(x)
+
+
+def test_what_a_module_writes_elsewhere_is_missed_and_noticed() -> None:
+    model, x = Counting().eval(), torch.randn(2, 6, WIDTH)
+    replay = Replay(model, lambda: model(x))
+    assert replay.start([model.second.qkv.weight], 3) == 0 and not replay.faithful
+    assert len(replay.run(0, 3)) == 2
+
+
 class Alternating(nn.Module):
     """Takes another way in every second run: no recorded call can stand for the next."""
 
@@ -134,7 +166,8 @@ class Alternating(nn.Module):
 def test_a_model_that_changes_between_runs_is_never_replayed() -> None:
     model, x = Alternating().eval(), torch.randn(2, 6, WIDTH)
     replay = Replay(model, lambda: model(x))
-    assert not replay.faithful and len(replay.run([model.first.qkv.weight], 3)) == 2
+    assert replay.start([model.first.qkv.weight], 3) == 0 and not replay.faithful
+    assert len(replay.run(0, 3)) == 2
 
 
 def test_a_real_architecture_is_replayed() -> None:

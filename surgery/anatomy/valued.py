@@ -1,0 +1,79 @@
+"""Capturing with every value known, for models whose shapes or branches follow from computed numbers.
+
+LED asks whether two of its masks are equal, JetMoE splits tokens by how many each expert got. torch.export can
+carry real tensors along with the fake ones (its drafts do) and decide such questions by them. The graph is then
+that of one call, with plain numbers for sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import sympy
+import torch
+import torch._export.utils
+import torch._functorch.config
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+_VALUES = ("real_tensor_prop_unbacked_vals", "unbacked_var_to_val")  # torch 2.12 renamed it
+
+
+@contextmanager
+def real_values() -> Iterator[None]:
+    """Inside, torch.export runs the model for real beside the capture, and knows every value."""
+    config: Any = torch._functorch.config
+    with (
+        config.patch(fake_tensor_propagate_real_tensors=True),
+        # Nobody runs the graph; putting its run-time checks in stops at sizes it cannot compare.
+        mock.patch.object(torch._export.utils, "insert_deferred_runtime_asserts"),
+    ):
+        yield
+
+
+def has_real_values(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether all weights, buffers and inputs hold values: none is on the meta device."""
+    leaves = [*pytree.tree_leaves((args, dict(kwargs))), *model.parameters(), *model.buffers()]
+    return not any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves)
+
+
+def settle_sizes(program: ExportedProgram) -> None:
+    """Write the numbers that were seen for sizes that follow from values, in place."""
+    for node in list(program.graph.nodes):
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            _replace(node, _number(value))
+        else:
+            node.meta["val"] = pytree.tree_map_only(torch.Tensor, _settled, value)
+
+
+def _replace(node: fx.Node, number: Any) -> None:
+    """The number itself wherever the node is an argument of another, the graph's outputs apart."""
+    for user in [user for user in node.users if user.op != "output"]:
+        user.args = fx.map_arg(user.args, lambda n: number if n is node else n)
+        user.kwargs = fx.map_arg(user.kwargs, lambda n: number if n is node else n)
+
+
+def _settled(tensor: torch.Tensor) -> torch.Tensor:
+    if not any(isinstance(size, torch.SymInt) for size in tensor.shape):
+        return tensor
+    sizes = [_number(size) for size in tensor.shape]
+    return torch.empty(sizes, dtype=tensor.dtype, device="meta")
+
+
+def _number(value: Any) -> Any:
+    """The number behind a symbolic one."""
+    if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return value
+    environment = value.node.shape_env
+    seen = next(
+        found for name in _VALUES if (found := getattr(environment, name, None)) is not None
+    )
+    number = sympy.sympify(value.node.expr).xreplace(seen)
+    if isinstance(value, torch.SymBool):
+        return bool(number)
+    return int(number) if isinstance(value, torch.SymInt) else float(number)
