@@ -1,15 +1,16 @@
-"""Linear reads: every way a graph multiplies an activation with a weight, one pattern a class."""
+"""Linear reads: products of activations with weights, found in a graph and traced to parameters."""
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from math import prod
 
 from torch import fx, nn
 
 from surgery.anatomy.graph import Graph, is_tensor, module_path, op_name, shape_of
+from surgery.anatomy.linear_patterns import PATTERNS
 from surgery.anatomy.types import Access, Layout
 
 
@@ -36,7 +37,7 @@ class LinearRead:
         out_features: Output channels of this read.
         weight_out_features: Output channels of the whole parameter.
         start: First output channel of the parameter that this read uses.
-        channel_dim: Dimension of the output channels in the value of ``node``.
+        channel_dims: Dimensions of the output channels in the value of ``node``, the slowest first.
         bias: The bias node, if the same call adds one.
         access: Whether the owning module's forward makes this call.
         tied_to: Names under which other modules own the same tensor.
@@ -50,7 +51,7 @@ class LinearRead:
     out_features: int
     weight_out_features: int
     start: int
-    channel_dim: int
+    channel_dims: tuple[int, ...]
     bias: fx.Node | None
     access: Access
     tied_to: tuple[str, ...] = ()
@@ -65,80 +66,6 @@ class LinearRead:
         """Name of the weight in its module."""
         return self.weight.rpartition(".")[2]
 
-
-class LinearPattern(Protocol):
-    """Recognises one way of writing a linear projection."""
-
-    @property
-    def ops(self) -> frozenset[str]:
-        """Names of the operators that may match."""
-
-    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
-        """Return the read, or None when the node is something else."""
-
-
-class LinearCall:
-    """``aten.linear(x, W, b)``, with W a parameter or rows of one."""
-
-    ops = frozenset({"linear"})
-
-    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
-        """See :class:`LinearPattern`."""
-        x, weight, *bias = node.args
-        view = reader.weight(weight)
-        if view is None or len(view.shape) != 2:
-            return None
-        return reader.build(node, x, view, flip=False, bias=bias[0] if bias else None)
-
-
-class AddmmCall:
-    """``addmm(b, x, W)``: transformers' Conv1D keeps W as (in, out)."""
-
-    ops = frozenset({"addmm"})
-
-    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
-        """See :class:`LinearPattern`."""
-        bias, x, weight = node.args[:3]
-        view = reader.weight(weight)
-        if view is None:
-            return None
-        return reader.build(node, x, view, flip=True, bias=bias)
-
-
-class MatmulCall:
-    """``x @ W``, ``x @ W.T``, ``mm``: a product of an activation with a two-dimensional parameter."""
-
-    ops = frozenset({"matmul", "mm"})
-
-    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
-        """See :class:`LinearPattern`."""
-        x, weight = node.args[:2]
-        view = reader.weight(weight)
-        if view is None or len(view.shape) != 2:
-            return None
-        return reader.build(node, x, view, flip=True, bias=None)
-
-
-class PointwiseConv:
-    """A convolution that only mixes channels: kernel 1, one group, no padding, no dilation."""
-
-    ops = frozenset({"conv1d", "conv2d"})
-
-    def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
-        """See :class:`LinearPattern`."""
-        x, weight = node.args[:2]
-        view = reader.weight(weight)
-        if view is None or view.transposed:
-            return None
-        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-        padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
-        padded = padding not in (0, "valid") and any(padding)  # type: ignore[arg-type]
-        if any(size != 1 for size in view.shape[2:]) or groups != 1 or padded:
-            return None
-        return reader.build_conv(node, x, view)
-
-
-PATTERNS: tuple[LinearPattern, ...] = (LinearCall(), AddmmCall(), MatmulCall(), PointwiseConv())
 
 _TRANSPOSES = frozenset({"t", "numpy_T", "mT"})
 _SAME = frozenset({"alias", "detach", "to", "_to_copy", "contiguous", "clone"})
@@ -224,13 +151,26 @@ class LinearReader:
         first, second = view.shape
         features = (first, second) if flip else (second, first)
         layout = Layout.IN_OUT if in_out else Layout.OUT_IN
-        return self._read(node, x, view, layout, features, len(shape_of(node)) - 1, bias)
+        return self._read(node, x, view, layout, features, (len(shape_of(node)) - 1,), bias)
 
     def build_conv(self, node: fx.Node, x: object, view: WeightView) -> LinearRead | None:
         """A read whose output channels are dimension 1."""
         out_features, in_features = view.shape[:2]
         bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-        return self._read(node, x, view, Layout.CONV, (in_features, out_features), 1, bias)
+        return self._read(node, x, view, Layout.CONV, (in_features, out_features), (1,), bias)
+
+    def build_einsum(
+        self,
+        node: fx.Node,
+        x: object,
+        view: WeightView,
+        layout: Layout,
+        channel_dims: tuple[int, ...],
+    ) -> LinearRead | None:
+        """A read of a weight of which one side may have several dimensions, as heads and their channels."""
+        first, rest = view.shape[0], prod(view.shape[1:])
+        features = (first, rest) if layout is Layout.IN_OUT else (rest, first)
+        return self._read(node, x, view, layout, features, channel_dims, None)
 
     def _read(
         self,
@@ -239,7 +179,7 @@ class LinearReader:
         view: WeightView,
         layout: Layout,
         features: tuple[int, int],
-        channel_dim: int,
+        channel_dims: tuple[int, ...],
         bias: object,
     ) -> LinearRead | None:
         name, ties = self._owner(node, view.name)
@@ -250,7 +190,7 @@ class LinearReader:
             return None
         if x not in self.graph.data and self.weight(x) is not None:
             return None  # a product of two weights is no projection
-        total = weight.shape[1] if layout is Layout.IN_OUT else weight.shape[0]
+        total = prod(weight.shape[1:]) if layout is Layout.IN_OUT else weight.shape[0]
         called = module_path(node) == module and is_projection_module(owner, layout)
         access = Access.MODULE if called else Access.PARAMETER
         bias_node = bias if isinstance(bias, fx.Node) else None
@@ -262,7 +202,7 @@ class LinearReader:
             *features,
             total,
             view.start,
-            channel_dim,
+            channel_dims,
             bias_node,
             access,
             ties,

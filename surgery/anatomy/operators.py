@@ -9,7 +9,7 @@ def _words(text: str) -> frozenset[str]:
 
 MOVES = _words("""
     _autocast_to_full_precision _autocast_to_reduced_precision _conj _to_copy _unsafe_view
-    alias alias_copy broadcast_to cat chunk clone col2im concat constant_pad_nd contiguous
+    alias alias_copy as_strided broadcast_to cat chunk clone col2im concat constant_pad_nd contiguous
     copy detach diagonal dropout expand expand_as feature_dropout flatten flip gather
     getitem im2col index index_put index_select mT masked_select movedim narrow numpy_T pad
     permute pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape reshape_as

@@ -83,16 +83,17 @@ class _Probe:
             self.values[read.node] = leaf
             for node in sorted(region, key=self.flow.graph.order.__getitem__):
                 self.values[node] = self._run(node)
-            return [self._reached(leaf, self.values.get(op), read.channel_dim) for op in operands]
+            return [self._reached(leaf, self.values.get(op), read.channel_dims) for op in operands]
 
-    def _reached(self, leaf: Tensor, value: object, dim: int) -> list[int]:
+    def _reached(self, leaf: Tensor, value: object, dims: tuple[int, ...]) -> list[int]:
         if not isinstance(value, Tensor) or not value.requires_grad:
             return []
         value = torch.view_as_real(value) if value.is_complex() else value
         weights = self._benign(tuple(value.shape))
         (grad,) = torch.autograd.grad((value * weights).sum(), leaf, retain_graph=True)
-        others = [d for d in range(grad.ndim) if d != dim]
-        return (grad != 0).any(dim=others).nonzero().flatten().tolist() if others else []
+        others = [d for d in range(grad.ndim) if d not in dims]
+        reached = (grad != 0).permute(*others, *dims).flatten(len(others)).flatten(0, -2)
+        return reached.any(0).nonzero().flatten().tolist()
 
     def _run(self, node: fx.Node) -> Any:
         args: Any = fx.node.map_arg(node.args, self._value)

@@ -198,14 +198,15 @@ def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
 
 
 def _targets(model: nn.Module, projection: Projection) -> list[tuple[Tensor, int]]:
-    """The weight of a projection and its bias, each with the dimension of the output channels."""
+    """The weight of a projection and its bias, as matrices, each with the dimension of the output channels."""
     owner = model.get_submodule(projection.module)
     weight = getattr(owner, projection.parameter)
+    matrix = weight.view(weight.shape[0], -1)
     dim = 1 if projection.layout is Layout.IN_OUT else 0
-    targets = [(weight, dim)]
+    targets = [(matrix, dim)]
     bias = getattr(owner, "bias", None)
     # A weight alone moves nothing where its input is zero (DETR's first decoder layer).
-    if projection.bias and isinstance(bias, Tensor) and bias.shape == weight.shape[dim : dim + 1]:
+    if projection.bias and isinstance(bias, Tensor) and bias.shape == matrix.shape[dim : dim + 1]:
         targets.append((bias, 0))
     return targets
 

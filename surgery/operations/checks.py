@@ -177,7 +177,7 @@ def _check_weight(weight: torch.Tensor, projection: Projection) -> None:
         )
     sides = (projection.weight_out_features, projection.in_features)
     expected = sides[::-1] if projection.layout is Layout.IN_OUT else sides
-    if tuple(weight.shape[:2]) != expected or any(size != 1 for size in weight.shape[2:]):
+    if weight.ndim < 2 or tuple(weight.flatten(1).shape) != expected:
         _refuse(
             projection,
             f"its shape is {tuple(weight.shape)}, the plan expects {expected}",

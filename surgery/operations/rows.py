@@ -79,15 +79,14 @@ def assemble(parts: Iterable[tuple[Sequence[Block], Tensor]], total: int, dim: i
 
 
 def as_matrix(weight: Tensor, layout: Layout) -> Tensor:
-    """``weight`` as ``(out, in)``."""
-    if layout is Layout.IN_OUT:
-        return weight.t()
-    return weight.flatten(1) if layout is Layout.CONV else weight
+    """``weight`` as ``(out, in)``, a view; dimensions beyond the first are the other side."""
+    matrix = weight.view(weight.shape[0], -1)
+    return matrix.t() if layout is Layout.IN_OUT else matrix
 
 
 def as_weight(matrix: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
     """An ``(out, in)`` matrix in the layout of the weight, of which ``shape`` is the shape."""
-    return matrix.t() if layout is Layout.IN_OUT else matrix.reshape(shape)
+    return (matrix.t() if layout is Layout.IN_OUT else matrix).reshape(shape)
 
 
 def take(matrix: Tensor, rows: Rows) -> Tensor:
