@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from benchmarks.zoo.examine import Specimen
 from benchmarks.zoo.overrides import OVERRIDES
+from benchmarks.zoo.particular_inputs import particular_inputs
 from benchmarks.zoo.tiny import shallow, tiny
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 
@@ -51,7 +52,8 @@ class Transformers:
         for how, config in _configurations(self.family(name)):
             try:
                 model = kind(config()).eval()
-                specimen = Specimen(model, _running_inputs(model), how)
+                given = particular_inputs(self.family(name), model.config)
+                specimen = Specimen(model, _running_inputs(model, given), how)
             except Exception as error:
                 first = first or error
                 continue
@@ -61,8 +63,8 @@ class Transformers:
             raise first or RuntimeError("no configuration")
 
 
-def _running_inputs(model: nn.Module) -> ExampleInputs:
-    inputs = example_inputs(model)
+def _running_inputs(model: nn.Module, given: dict[str, Tensor] | None) -> ExampleInputs:
+    inputs = example_inputs(model, given)
     with torch.no_grad():
         model(*inputs.args, **inputs.kwargs)
     return inputs
