@@ -59,6 +59,7 @@ class _Trace:
     flipped: bool = False
     turned: bool = False
     direct: bool = True
+    counted: list[bool] = field(default_factory=lambda: [False])
 
 
 @dataclass
@@ -134,7 +135,10 @@ class AttentionWatch(TorchFunctionMode):
                 by_rows = _sums_rows(trace, index) if name in _MATMULS else trace.over_rows
                 first, second = trace.probabilities
                 query, key = (second, first) if by_rows else (first, second)
-                self.record("softmax", query, key, operands[1 - index])
+                # One softmax is one attention, also where its parts weigh several values (Pegasus-X).
+                if not trace.counted[0]:
+                    trace.counted[0] = True
+                    self.record("softmax", query, key, operands[1 - index])
                 return
         if not self._linear(operands):
             self._set(result, _Trace(scores=(operands[0], operands[1])))

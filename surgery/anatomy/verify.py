@@ -132,27 +132,44 @@ class _Experiment:
         self.model, self.anatomy, self.inputs = model, anatomy, inputs
         self.replay = Replay(model, self._call)
         self.baseline = self.replay.events
+        self.place = {site.id: site.first_run for site in anatomy.sites}
 
     def run(self) -> Verification:
         sites = self.anatomy.sites
         read = sum(site.calls for site in sites)
+        if read != len(self.baseline):
+            self.place = {site.id: self._place(site) for site in sites}
         findings = [finding for site in sites for finding in self._findings(site)]
         return Verification(len(self.baseline), read, tuple(findings))
 
     def _call(self) -> None:
         self.model(*self.inputs.args, **self.inputs.kwargs)
 
+    def _place(self, site: AttentionSite) -> int:
+        """The number of a site's first run where other attentions ran that were not read.
+
+        It is where its first operand moves something first; all its claims must agree on that.
+        """
+        for projection in site.projections:
+            if projection.role in _OPERANDS:
+                changes = self._changes(projection, 0, len(self.baseline))
+                return next((n for n, moved in enumerate(changes) if moved), site.first_run)
+        return site.first_run
+
+    def _changes(self, projection: Projection, start: int, stop: int) -> list[tuple[str, ...]]:
+        with disturbed(self.model, projection):
+            events = self.replay.run(start, stop_after=stop)
+        return [old.moved(new) for old, new in zip(self.baseline, events, strict=False)]
+
     def _findings(self, site: AttentionSite) -> list[Finding]:
         """Of one site, all from one step: its control run speaks for each of them."""
         weights = [w for p in site.projections for w, _ in _targets(self.model, p)]
-        start = self.replay.start(weights, stop_after=site.first_run + 2)
+        start = self.replay.start(weights, stop_after=self.place[site.id] + 2)
         return [self._finding(site, projection, start) for projection in site.projections]
 
     def _finding(self, site: AttentionSite, projection: Projection, start: int) -> Finding:
-        own = site.first_run
-        with disturbed(self.model, projection):
-            events = self.replay.run(start, stop_after=own + 2)
-        changes = [old.moved(new) for old, new in zip(self.baseline, events, strict=False)]
+        own = self.place[site.id]
+        changes = self._changes(projection, start, own + 2)
         event, moved = next(((n, m) for n, m in enumerate(changes) if m), (None, ()))
         if projection.role is Role.ATTENTION_OUTPUT:
             return Finding(site.id, projection, moved, event, event is None or event > own)
@@ -170,7 +187,7 @@ class _Experiment:
         for site in self.anatomy.sites:
             for other in site.projections:
                 if other.role in _OPERANDS and _overlap(other, projection):
-                    claimed.setdefault(site.first_run, set()).add(_OPERANDS[other.role])
+                    claimed.setdefault(self.place[site.id], set()).add(_OPERANDS[other.role])
         return claimed
 
 
