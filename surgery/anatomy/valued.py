@@ -8,7 +8,7 @@ that of one call, with plain numbers for sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
 
@@ -18,8 +18,11 @@ import torch._export.utils
 import torch._functorch.config
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental.symbolic_shapes import PendingUnbackedSymbolNotFound
 from torch.utils import _pytree as pytree
 
+_tell_unbacked: Any = proxy_tensor._set_unbacked_bindings
 _VALUES = ("real_tensor_prop_unbacked_vals", "unbacked_var_to_val")  # torch 2.12 renamed it
 
 
@@ -29,10 +32,17 @@ def real_values() -> Iterator[None]:
     config: Any = torch._functorch.config
     with (
         config.patch(fake_tensor_propagate_real_tensors=True),
-        # Nobody runs the graph; putting its run-time checks in stops at sizes it cannot compare.
+        # Nobody runs the graph: it needs neither run-time checks, which stop at sizes that cannot be compared,
+        # nor to tell where sizes come from, which stops at one that happens to equal another.
         mock.patch.object(torch._export.utils, "insert_deferred_runtime_asserts"),
+        mock.patch.object(proxy_tensor, "_set_unbacked_bindings", _told_where_possible),
     ):
         yield
+
+
+def _told_where_possible(*result: Any) -> None:
+    with suppress(PendingUnbackedSymbolNotFound):
+        _tell_unbacked(*result)
 
 
 def has_real_values(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

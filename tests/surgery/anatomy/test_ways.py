@@ -98,6 +98,20 @@ class Flex(Attention):
         return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + (i - j)).squeeze(1)
 
 
+class Windows(Attention):
+    """Overlapping windows of tokens, as Longformer makes them."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        windows = [self.windows(t) for t in (q, k, v)]
+        return F.scaled_dot_product_attention(*windows).flatten(1, 2)
+
+    def windows(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.contiguous()
+        batch, token, channel = tokens.stride()
+        strides = (batch, 4 * token, token, channel)
+        return tokens.as_strided((tokens.shape[0], 5, 8, WIDTH), strides)
+
+
 class Checkpointed(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return checkpoint(F.scaled_dot_product_attention, q, k, v, use_reentrant=False)
@@ -122,7 +136,7 @@ def thirds() -> dict[Role, Rows]:
     "kind",
     [
         Attention, Baddbmm, Factorised, Linear, Autocast, RelativePosition, Activated, PointwiseTwice,
-        Slots, Shown, Flex, Checkpointed,
+        Slots, Shown, Flex, Windows, Checkpointed,
     ],
 )  # fmt: skip
 def test_each_way_is_read_exactly_and_proved(kind: type[Attention]) -> None:
@@ -134,6 +148,54 @@ def test_each_way_is_read_exactly_and_proved(kind: type[Attention]) -> None:
     assert [p.weight_name for p in site.role(Role.ATTENTION_OUTPUT)] == ["out.weight"]
     assert not anatomy.unplaced
     assert surgery.verify(model, anatomy, inputs).proved
+
+
+class Einsum(nn.Module):
+    """Weights of three dimensions: heads and their channels apart, as XLNet and Flax have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (
+            nn.Parameter(torch.randn(WIDTH, 2, WIDTH // 2) / 4) for _ in range(4)
+        )
+        self.up = nn.Parameter(torch.randn(2 * WIDTH, WIDTH) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.einsum("bsh,hnd->bnsd", x, self.q)
+        k = torch.einsum("bsh,hnd->bnsd", x, self.k)
+        v = torch.einsum("hnd,bsh->bsnd", self.v, x)
+        weights = torch.einsum("bnid,bnjd->bnij", q, k).softmax(-1)
+        attended = torch.einsum("bnij,bjnd->bind", weights, v)
+        return torch.einsum("oh,bsh->bso", self.up, torch.einsum("bsnd,hnd->bsh", attended, self.o))
+
+
+def test_einsum_with_weights_of_three_dimensions() -> None:
+    torch.manual_seed(0)
+    model, inputs = Einsum(), torch.randn(2, 24, WIDTH)
+    anatomy = surgery.read(model, inputs)
+    (site,) = anatomy.sites
+    claimed = {p.role.short: (p.weight_name, str(p.layout)) for p in site.projections}
+    assert claimed == {
+        "query": ("q", "in_out"), "key": ("k", "in_out"), "value": ("v", "in_out"), "output": ("o", "out_in"),
+    }  # fmt: skip
+    assert all(p.whole and p.in_features == p.out_features == WIDTH for p in site.projections)
+    assert [(p.weight_name, p.out_features) for p in anatomy.others] == [("up", 2 * WIDTH)]
+    assert surgery.verify(model, anatomy, inputs).proved
+
+
+@pytest.mark.parametrize("equation", ["bsh,nhd->bnsd", "bsh,hbd->bsd", "bsh,hnd->bs"])
+def test_einsums_that_are_no_projection_are_left_alone(equation: str) -> None:
+    """The weight's sides interleaved, a weight for each sample, channels summed away."""
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(2, 2, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum(equation, x, self.w)
+
+    assert not surgery.read(Product(), torch.randn(2, 2, 2)).projections
 
 
 class Residual(nn.Module):
