@@ -39,9 +39,11 @@ def find_feed_forward(flow: Flow, taken: set[LinearRead]) -> list[FeedForwardRea
 def _match(down: LinearRead, flow: Flow, taken: set[LinearRead]) -> FeedForwardReads | None:
     origins = flow.origins(down.x, through_activations=True)
     sources = sorted(origins.reads, key=lambda read: flow.graph.order[read.node])
-    if origins.blockers or not 1 <= len(sources) <= 2 or taken & set(sources) or down in sources:
+    if origins.blockers or not 1 <= len(sources) <= 2 or down in sources:
         return None
-    if any(flow.next_reads(source.node) != {down} for source in sources):
+    packed = sources[0] in taken and len(sources) == 1
+    alone = all(flow.next_reads(source.node) == {down} for source in sources)
+    if not packed and (taken & set(sources) or not alone):
         return None
     region = flow.region(sources[0].node, [down.x])
     for source in sources[1:]:
@@ -50,7 +52,10 @@ def _match(down: LinearRead, flow: Flow, taken: set[LinearRead]) -> FeedForwardR
         return None
     if len(sources) == 2:
         return _gated_by_two(sources, down, region, flow)
-    return _by_one(sources[0], down, region, flow)
+    rows = rows_reaching(sources[0], [down.x], flow)[0] if packed else _whole(sources[0])
+    if packed and rows == _whole(sources[0]):
+        return None  # what attention reads, too, is no row of a feed-forward packed beside it
+    return _by_one(sources[0], down, region, rows, flow)
 
 
 def _gates_channels(down: LinearRead) -> bool:
@@ -93,11 +98,11 @@ def _own_branch(start: fx.Node, region: frozenset[fx.Node]) -> list[fx.Node]:
 
 
 def _by_one(
-    source: LinearRead, down: LinearRead, region: frozenset[fx.Node], flow: Flow
+    source: LinearRead, down: LinearRead, region: frozenset[fx.Node], rows: Rows, flow: Flow
 ) -> FeedForwardReads:
-    """Plain, or up and gate fused in one weight: then a product joins two disjoint sets of rows."""
+    """Plain, or up and gate fused in one weight: then a product joins two disjoint sets of ``rows``."""
     for node in sorted(region, key=flow.graph.order.__getitem__):
-        if op_name(node) == "glu":
+        if op_name(node) == "glu" and rows == _whole(source):
             return _glu(source, down)
         sides = [s for s in node.all_input_nodes if s in region]
         if op_name(node) == "mul" and len(sides) == 2:
@@ -107,7 +112,7 @@ def _by_one(
                 if gated == [True, False] or gated == [False, True]:
                     gate, up = (first, second) if gated[0] else (second, first)
                     return FeedForwardReads((source, up), (source, gate), down)
-    return FeedForwardReads((source, _whole(source)), None, down)
+    return FeedForwardReads((source, rows), None, down)
 
 
 def _glu(source: LinearRead, down: LinearRead) -> FeedForwardReads:

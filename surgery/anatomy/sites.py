@@ -124,8 +124,8 @@ def _belongs_elsewhere(
     scores = flow.behind([core.node], first) - behind
     return not all(
         other.node in scores
-        or (other.node in behind and _has_rows_apart(read, operands, other, flow))
         or (other.node not in behind and _joins(other, output, flow))
+        or _has_rows_apart(read, operands, other, flow)
         for other in others
     )
 
@@ -144,7 +144,7 @@ def _fed(read: LinearRead, flow: Flow) -> frozenset[LinearRead]:
 def _has_rows_apart(
     read: LinearRead, operands: list[fx.Node], other: LinearRead, flow: Flow
 ) -> bool:
-    """Latent attention: some rows go to an operand, the others into a further projection."""
+    """Some rows go to an operand, the others into a further projection (latent attention) or a feed-forward."""
     fed = [operand for operand in operands if read in flow.origins(operand).reads]
     *direct, further = rows_reaching(read, [*fed, other.x], flow)
     own = {c for rows in direct for run in rows for c in range(*run)}
@@ -204,5 +204,15 @@ def _carries_output(
 
 
 def _from_own_reads(node: fx.Node, own: frozenset[LinearRead], flow: Flow) -> bool:
+    """Whether a summand is made of the site's own projections, or by another attention that is (DIFF)."""
     origins = flow.origins(node)
-    return bool(origins.reads) and origins.reads <= own
+    if not all(op_name(blocker) in ATTENTIONS | PRODUCTS for blocker in origins.blockers):
+        return False
+    behind = [_from_own_reads(s, own, flow) for b in origins.blockers for s in _factors(b, flow)]
+    return all(behind) and origins.reads <= own and bool(origins.reads or behind)
+
+
+def _factors(node: fx.Node, flow: Flow) -> list[fx.Node]:
+    """What an attention, or a part of one, is computed from; masks apart."""
+    sources = product_operands(node) if op_name(node) in PRODUCTS else node.args[:3]
+    return [s for s in sources if isinstance(s, fx.Node) and s in flow.active]

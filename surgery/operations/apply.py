@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -101,7 +102,9 @@ def graft(model: nn.Module, plan: Plan, start: Start) -> None:
 
 def _check(model: nn.Module, plan: Plan) -> None:
     check_operations(model, plan.operations)
-    empty = next((name for name, tensor in model.state_dict().items() if tensor.is_meta), None)
+    parameters = dict(model.named_parameters())
+    tensors = chain(parameters.items(), model.named_buffers())
+    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None:
         raise StateError(
             f"{type(model).__name__} has no values yet",
@@ -109,7 +112,6 @@ def _check(model: nn.Module, plan: Plan) -> None:
             why="it is on the meta device",
             remedy="load its weights first; surgery.read and surgery.plan work without",
         )
-    parameters = dict(model.named_parameters())
     missing = next((name for name in plan.trained_names if name not in parameters), None)
     if missing is not None:
         raise PlanError(

@@ -18,8 +18,7 @@ from surgery.operations.rows import (
     as_weight,
     assemble,
     blocks,
-    indices,
-    runs_of,
+    rest_of,
     take,
 )
 from surgery.operations.sums import Squares, product_square, rounded_sum
@@ -170,9 +169,8 @@ class Graft(nn.ModuleDict):
 
     def _untouched(self, base: Tensor, target: Tensor) -> list[Patch]:
         """Rows without an adapter as they were: correcting may have turned -0.0 into 0.0 there."""
-        taken = {channel for rows in self._rows.values() for channel in indices(rows)}
-        runs = runs_of([channel for channel in range(self.total) if channel not in taken])
-        return [(target[a : a + n], base[a : a + n].clone()) for a, n in runs]
+        rest = rest_of(tuple(run for rows in self._rows.values() for run in rows), self.total)
+        return [(target[a : a + n], base[a : a + n].clone()) for a, n in rest]
 
     def _plus_corrections(self, weight: Tensor) -> Tensor:
         parts: list[tuple[str, Tensor]] = []

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 import policies
-from policies import AdapterSpec, Policy, PolicyLike
+from policies import Policy, PolicyLike
 from surgery.anatomy.read import read
 from surgery.anatomy.types import Access, Anatomy, Projection
 from surgery.errors import CaptureError, PlanError
@@ -102,21 +102,26 @@ def _operations(model: nn.Module, chosen: Chosen, anatomy: Anatomy) -> tuple[Ope
         read_as[projection.weight_name].append(projection)
     access = {p.weight_name: access_of(model, read_as[p.weight_name]) for p in chosen}
     taken: set[str] = set()
-    return tuple(
-        _operation(projection, spec, access[projection.weight_name], taken)
-        for projection, spec in chosen.items()
-    )
+    numbers: dict[tuple[int, int, int], int] = {}  # by shape and adapter: most layers are alike
+    operations = []
+    for projection, spec in chosen.items():
+        alike = projection.in_features, projection.out_features, id(spec)
+        if alike not in numbers:
+            numbers[alike] = parameters_of(projection, spec)
+        slot = _slot(projection, taken)
+        way = access[projection.weight_name]
+        operations.append(Operation(projection, slot, way, spec, numbers[alike]))
+    return tuple(operations)
 
 
-def _operation(
-    projection: Projection, spec: AdapterSpec, access: Access, taken: set[str]
-) -> Operation:
+def _slot(projection: Projection, taken: set[str]) -> str:
+    """A name for the adapter among those on its weight: its role, numbered where that is taken."""
     slot, number = projection.role.short, 0
     while f"{projection.weight_name}:{slot}" in taken:
         number += 1
         slot = f"{projection.role.short}_{number}"
     taken.add(f"{projection.weight_name}:{slot}")
-    return Operation(projection, slot, access, spec, parameters_of(projection, spec))
+    return slot
 
 
 def _check_train(made: Plan) -> None:

@@ -47,7 +47,7 @@ def blocks(rows: Rows, total: int) -> tuple[Block, ...]:
 
     The blocks, one after the other, hold the channels in the order of ``rows``.
     """
-    runs = runs_of(indices(rows))
+    runs = runs_of(rows)
     period = runs[1][0] - runs[0][0] if len(runs) > 1 else total
     start, length = runs[0]
     regular = all(run == (start + i * period, length) for i, run in enumerate(runs))
@@ -96,15 +96,23 @@ def take(matrix: Tensor, rows: Rows) -> Tensor:
     return matrix.index_select(0, torch.tensor(indices(rows), device=matrix.device))
 
 
-def runs_of(channels: list[int]) -> list[tuple[int, int]]:
-    """Maximal runs of consecutive channels as ``(start, length)``."""
+def runs_of(rows: Rows) -> list[tuple[int, int]]:
+    """Maximal runs of consecutive channels as ``(start, length)``, in the order of ``rows``."""
     runs: list[tuple[int, int]] = []
-    for channel in channels:
-        if runs and channel == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((channel, 1))
+    for start, stop, step in rows:
+        own = [(start, stop - start)] if step == 1 else [(c, 1) for c in range(start, stop, step)]
+        for first, length in own:
+            if runs and first == sum(runs[-1]):
+                first, before = runs.pop()
+                length += before
+            runs.append((first, length))
     return runs
+
+
+def rest_of(rows: Rows, total: int) -> list[tuple[int, int]]:
+    """The channels of ``total`` that are in none of ``rows``, as runs ``(start, length)``."""
+    taken = set(indices(rows))
+    return runs_of(tuple((c, c + 1, 1) for c in range(total) if c not in taken))
 
 
 def _grid(count: int, period: int, held: list[tuple[Block, Tensor]], dim: int) -> Tensor:

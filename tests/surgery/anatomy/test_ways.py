@@ -150,6 +150,50 @@ def test_each_way_is_read_exactly_and_proved(kind: type[Attention]) -> None:
     assert surgery.verify(model, anatomy, inputs).proved
 
 
+class Packed(nn.Module):
+    """One weight for the feed-forward and the attention beside it, as ViT-22B has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = nn.Linear(WIDTH, 5 * WIDTH)
+        self.out, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, q, k, v = self.packed(x).split([2 * WIDTH, WIDTH, WIDTH, WIDTH], -1)
+        attended = self.out(F.scaled_dot_product_attention(q, k, v))
+        return x + attended + self.down(F.gelu(hidden))
+
+
+def test_a_feed_forward_packed_beside_attention() -> None:
+    model, inputs = Packed(), torch.randn(2, 24, WIDTH)
+    anatomy = surgery.read(model, inputs)
+    rows = {p.role.short: p.rows for p in anatomy.projections if p.module == "packed"}
+    assert rows == {
+        "up": ((0, 32, 1),), "query": ((32, 48, 1),), "key": ((48, 64, 1),), "value": ((64, 80, 1),),
+    }  # fmt: skip
+    assert [p.module for p in anatomy.feed_forward[0].projections] == ["packed", "down"]
+    assert surgery.verify(model, anatomy, inputs).proved and not anatomy.unplaced
+
+
+class Difference(Attention):
+    """Two attentions of one projection, the second subtracted (DIFF Transformer, fused)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        (q, other_q), (k, other_k) = q.chunk(2, -1), k.chunk(2, -1)
+        less = F.scaled_dot_product_attention(other_q, other_k, v)
+        return self.out(F.scaled_dot_product_attention(q, k, v) - 0.2 * less)
+
+
+def test_an_attention_subtracted_from_another() -> None:
+    model, inputs = Difference(), torch.randn(2, 24, WIDTH)
+    anatomy = surgery.read(model, inputs)
+    assert len(anatomy.sites) == 2 and not anatomy.unplaced
+    assert all(len(site.role(Role.ATTENTION_OUTPUT)) == 1 for site in anatomy.sites)
+    assert [s.role(Role.QUERY)[0].rows for s in anatomy.sites] == [((8, 16, 1),), ((0, 8, 1),)]
+    assert surgery.verify(model, anatomy, inputs).proved
+
+
 class Einsum(nn.Module):
     """Weights of three dimensions: heads and their channels apart, as XLNet and Flax have them."""
 

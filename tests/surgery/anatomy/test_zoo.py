@@ -26,6 +26,8 @@ TIMM: dict[str, dict[str, Any]] = {
     "eva02_base_patch14_224": SMALL | {"img_size": 56},
     "deit3_small_patch16_224": SMALL | {"img_size": 64},
     "cait_xxs24_224": SMALL | {"img_size": 64},
+    "vit_dwee_patch16_reg1_gap_256": SMALL | {"img_size": 64},
+    "vit_pwee_patch16_reg1_gap_256": SMALL | {"img_size": 64},
     "convit_tiny": SMALL,
     "xcit_nano_12_p16_224": SMALL,
     "botnet26t_256": {},
