@@ -19,8 +19,10 @@ from rich.table import Table
 
 import surgery
 from benchmarks.record import keep
-from benchmarks.speed import Subject, policy, subjects, timed, with_peft
+from benchmarks.speed import policy, timed, with_peft
+from benchmarks.speed_subjects import Subject, subjects
 
+MODELS = ("BERT-base b8", "ViT-B b8")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -32,9 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
-    for subject in subjects(12):
-        if subject.name == "ViT-S":
-            continue
+    for subject in (subject for subject in subjects(12) if subject.name in MODELS):
         anatomy = surgery.read(subject.make())
         for dtype in DTYPES:
             rows.append(row(subject, anatomy, dtype, rounds))

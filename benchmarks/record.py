@@ -38,6 +38,15 @@ def keep(name: str, figures: Any) -> Path:
     return path
 
 
+def load(name: str) -> Any:
+    """The figures of ``benchmarks/results/<name>.json``.
+
+    Raises:
+        FileNotFoundError: If they were not kept yet.
+    """
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -1,6 +1,6 @@
 """What adapters cost above the frozen model, and what surgery costs, against PEFT.
 
-    python -m benchmarks.speed [--depth 12] [--rounds 5]
+    python -m benchmarks.speed [--depth 12] [--rounds 5] [--only GLOB] [--resume]
 
 Needs ``pip install peft``. Models are randomly initialised: no time depends on the weights. The
 floor is the frozen model with gradients flowing from the first block on; every case gets the same
@@ -13,39 +13,29 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
 import peft
-import timm
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 import surgery
-from benchmarks.record import keep
+from benchmarks.record import keep, load
+from benchmarks.speed_subjects import Subject, subjects
 
 ROLES = {
     "q,v": ["attention.query", "attention.value"],
     "all": ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.up", "mlp.down"],
 }  # fmt: skip
-OURS = ("lora", "symlora", "srlora")
+OURS = ("lora", "pissa", "symlora", "srlora")
 SWITCH_EVERY = 100
 """Steps between two recompositions, over which one is spread."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model at its real width, and one batch for it."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    embedding: str
-    batch: dict[str, Tensor]
 
 
 @dataclass
@@ -62,6 +52,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=12, help="blocks of each model")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="*", metavar="GLOB", help="subjects whose name matches")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -72,26 +64,20 @@ def main() -> None:
         "training": [],
         "surgery": [],
     }
-    for subject in subjects(given.depth):
+    if given.resume:
+        figures |= {key: load("speed")[key] for key in ("training", "surgery")}
+    done = {(row["model"], row["targets"], row["rank"]) for row in figures["training"]}
+    for subject in (s for s in subjects(given.depth) if fnmatch(s.name, given.only)):
         anatomy = surgery.read(subject.make())
-        figures["surgery"].append(operations(subject, anatomy, given.rounds))
-        keep("speed", figures)
+        if not any(row["model"] == subject.name for row in figures["surgery"]):
+            figures["surgery"].append(operations(subject, anatomy, given.rounds))
         for targets in ROLES:
             for rank in (8, 64):
-                figures["training"].append(training(subject, anatomy, targets, rank, given.rounds))
-                keep("speed", figures)
+                if (subject.name, targets, rank) not in done:
+                    row = training(subject, anatomy, targets, rank, given.rounds)
+                    figures["training"].append(row)
+                    keep("speed", figures)
     show(figures)
-
-
-def subjects(depth: int) -> Iterator[Subject]:
-    """ViT-S, BERT-base and ViT-B, batch 8."""
-    image = {"x": torch.randn(8, 3, 224, 224)}
-    text = {"input_ids": torch.randint(0, 30000, (8, 128))}
-    vit = partial(timm.create_model, num_classes=10, depth=depth)
-    yield Subject("ViT-S", partial(vit, "vit_small_patch16_224"), "patch_embed", image)
-    bert = BertConfig(num_hidden_layers=depth)
-    yield Subject("BERT-base", lambda: BertModel(bert), "embeddings", text)
-    yield Subject("ViT-B", partial(vit, "vit_base_patch16_224"), "patch_embed", image)
 
 
 def policy(targets: str, kind: str, rank: int) -> dict[str, Any]:

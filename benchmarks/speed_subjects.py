@@ -1,0 +1,44 @@
+"""The models that training is timed on: real widths, random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
+
+_MINILM = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+_SMOLLM2 = {
+    "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+    "vocab_size": 49152, "tie_word_embeddings": True, "use_cache": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model at its real width, and one batch for it."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    embedding: str
+    batch: dict[str, Tensor]
+
+
+def subjects(depth: int) -> Iterator[Subject]:
+    """ViT-S and ViT-B (224 pixels), BERT-base and MiniLM (128 tokens), SmolLM2-135M (512 tokens)."""
+    for size, word in ("S", "small"), ("B", "base"):
+        make = partial(timm.create_model, f"vit_{word}_patch16_224", num_classes=10, depth=depth)
+        for batch in (8, 32):
+            images = {"x": torch.randn(batch, 3, 224, 224)}
+            yield Subject(f"ViT-{size} b{batch}", make, "patch_embed", images)
+    text = {"input_ids": torch.randint(0, 30000, (8, 128))}
+    for name, config in ("BERT-base", {}), ("MiniLM", _MINILM):
+        shape = BertConfig(num_hidden_layers=depth, **config)
+        yield Subject(f"{name} b8", partial(BertModel, shape), "embeddings", text)
+    llama = LlamaConfig(num_hidden_layers=depth, **_SMOLLM2)
+    tokens = {"input_ids": torch.randint(0, 49000, (2, 512))}
+    yield Subject("SmolLM2 b2", partial(LlamaModel, llama), "embed_tokens", tokens)
