@@ -78,8 +78,9 @@ class LinearReader:
     def __init__(self, graph: Graph, model: nn.Module) -> None:
         self.graph, self.model = graph, model
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
         self.owners: dict[int, list[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
+        for name, parameter in self.parameters.items():
             self.owners.setdefault(id(parameter), []).append(name)
         self.by_node: dict[fx.Node, LinearRead] = {}
         for node in graph.nodes:

@@ -103,11 +103,12 @@ class Reading:
         merged: dict[object, AttentionSite] = {}
         for run, site in enumerate(self.sites):
             projections = self._site_projections(site)
-            if not projections:
-                continue
-            found = merged.get(projections)
+            key = (
+                projections or run
+            )  # attention without a linear is still one, and none is like another
+            found = merged.get(key)
             notes = (*site.core.notes, *site.remarks, *site.problems)
-            merged[projections] = (
+            merged[key] = (
                 replace(found, calls=found.calls + 1)
                 if found
                 else AttentionSite(
@@ -190,9 +191,7 @@ class Reading:
         for site in self.sites:
             what = f"{site.core.kind} attention"
             found += [Unplaced(what, site.module, problem) for problem in site.problems]
-        found += [
-            _stack(name, node) for name, node in stacked_weights(self.flow, self.model).items()
-        ]
+        found += [_stack(name, node) for name, node in stacked_weights(self.flow).items()]
         return tuple(dict.fromkeys(found))
 
 

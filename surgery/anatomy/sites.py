@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -14,6 +14,7 @@ from surgery.anatomy.linear_attention import find_linear_attention
 from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, PRODUCTS, SCALES
 from surgery.anatomy.provenance import rows_reaching
+from surgery.anatomy.stacked import shows_a_stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +49,17 @@ class SiteReads:
 
 @dataclass(frozen=True)
 class Role:
-    """The reads of one role, or why there are none; ``settled`` tells that the graph shows there are none."""
+    """The reads of one role, or why there are none.
+
+    Attributes:
+        settled: The graph shows that there are none.
+        doubtful: Reads that would be it, did they not feed other layers, too.
+    """
 
     reads: frozenset[LinearRead] = frozenset()
     why: str | None = None
     settled: bool = False
+    doubtful: frozenset[LinearRead] = frozenset()
 
 
 def find_attention(flow: Flow) -> tuple[list[SiteReads], list[tuple[fx.Node, NoMatch]]]:
@@ -69,6 +76,7 @@ def _site(core: Core, flow: Flow) -> SiteReads:
         _operand(operand, output.reads, core, flow)
         for operand in (core.query, core.key, core.value)
     )
+    query, key, value = _cleared(query, key, value)
     roles = {"query": query, "key": key, "value": value, "output": output}
     return SiteReads(
         core,
@@ -81,6 +89,18 @@ def _site(core: Core, flow: Flow) -> SiteReads:
     )
 
 
+def _cleared(*operands: Role) -> tuple[Role, ...]:
+    """Linears of one input are of one kind: beside a projection, one that also feeds a branch is another.
+
+    SANM in FunASR adds a convolution of the values to what attention gives.
+    """
+    inputs = {read.x for role in operands for read in role.reads}
+    return tuple(
+        Role(role.doubtful) if role.doubtful and {r.x for r in role.doubtful} <= inputs else role
+        for role in operands
+    )
+
+
 def _said(roles: dict[str, Role], *, settled: bool) -> tuple[str, ...]:
     return tuple(f"{n}: {r.why}" for n, r in roles.items() if r.why and r.settled is settled)
 
@@ -90,22 +110,38 @@ def _operand(operand: fx.Node, output: frozenset[LinearRead], core: Core, flow: 
     if not origins.reads:
         origins = flow.origins(operand, through_activations=True)
     if not origins.reads:
-        return _unprojected(origins.blockers)
+        return _unprojected(origins.blockers, flow)
     if origins.residual:
         return Role(why="not projected: a residual stream feeds it as it is", settled=True)
     for read in origins.reads:
         if _belongs_elsewhere(read, output, core, flow):
-            return Role(why=f"not projected: {read.weight} behind it also feeds other layers")
+            why = f"not projected: {read.weight} behind it also feeds other layers"
+            return Role(why=why, doubtful=origins.reads)
     return Role(origins.reads)
 
 
-def _unprojected(blockers: Iterable[fx.Node]) -> Role:
+def _unprojected(blockers: frozenset[fx.Node], flow: Flow) -> Role:
     """A convolution, an attention, an input or a constant behind an operand leaves nothing to look for."""
     names = sorted({op_name(node) for node in blockers})
+    if _stack_behind(blockers, flow):
+        return Role(why="stacked weights are behind it", settled=True)
     settled = all(name in _ENDS for name in names)
     return Role(
         why=f"no linear behind it, it is made by {', '.join(names) or 'constants'}", settled=settled
     )
+
+
+def _stack_behind(blockers: frozenset[fx.Node], flow: Flow) -> bool:
+    """Whether experts make it (JetMoE's queries): a walk back that no plain linear stops."""
+    seen, stack = set(blockers), list(blockers)
+    while stack:
+        node = stack.pop()
+        if _reads_a_stack(node, flow):
+            return True
+        new = [s for s in node.all_input_nodes if s in flow.active and s not in flow.reader.by_node]
+        stack += [s for s in new if s not in seen]
+        seen.update(new)
+    return False
 
 
 _ENDS = CONVOLUTIONS | ATTENTIONS | {"placeholder", "embedding"}
@@ -187,7 +223,10 @@ def _output(core: Core, flow: Flow) -> Role:
 
 
 def _reads_a_stack(node: fx.Node, flow: Flow) -> bool:
-    """A batched product with weights: many matrices at once, of which no role can name the rows."""
+    """A product with one of many matrices, or with all of them, of which no role can name the rows."""
+    if op_name(node) == "linear":
+        weight = node.args[1]
+        return isinstance(weight, fx.Node) and shows_a_stack(weight, flow)
     return op_name(node) in PRODUCTS and not all(o in flow.active for o in product_operands(node))
 
 

@@ -15,10 +15,9 @@ from surgery.anatomy.operators import CONVOLUTIONS, MOVES, SCALES
 _OTHERWISE = MOVES | SCALES | CONVOLUTIONS | {"embedding"}
 
 
-def stacked_weights(flow: Flow, model: nn.Module) -> dict[str, fx.Node]:
+def stacked_weights(flow: Flow) -> dict[str, fx.Node]:
     """The first product that reads each parameter of three dimensions or more, by parameter name."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    stacks = {name for name, p in parameters.items() if sum(size > 1 for size in p.shape) > 2}
+    stacks = {name for name, weight in flow.reader.parameters.items() if _is_stack(weight)}
     found: dict[str, fx.Node] = {}
     for node in flow.graph.nodes:
         if op_name(node) in _OTHERWISE or node in flow.reader.by_node:
@@ -28,6 +27,17 @@ def stacked_weights(flow: Flow, model: nn.Module) -> dict[str, fx.Node]:
             if name is not None and name in stacks:
                 found.setdefault(name, node)
     return found
+
+
+def shows_a_stack(node: fx.Node, flow: Flow) -> bool:
+    """Whether a weight is one matrix of a parameter of three dimensions or more."""
+    name = _parameter_behind(node, flow)
+    parameter = flow.reader.parameters.get(name) if name is not None else None
+    return parameter is not None and _is_stack(parameter)
+
+
+def _is_stack(parameter: nn.Parameter) -> bool:
+    return sum(size > 1 for size in parameter.shape) > 2
 
 
 def _parameter_behind(node: fx.Node, flow: Flow) -> str | None:
