@@ -6,7 +6,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from typing import Any, Literal
 
 import torch
@@ -56,7 +56,10 @@ def capture(
                     model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
                 )
             if _writes_in_place(program):
-                program = program.run_decompositions({})
+                # What held for known values alone may not be traced again without them. A write that is
+                # not seen leaves a role unresolved, which is told.
+                with suppress(*([] if values == "any" else [Exception])):
+                    program = program.run_decompositions({})
             if values == "all":
                 settle_sizes(program)
             return program
