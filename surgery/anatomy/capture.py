@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from surgery.anatomy.known import has_known_integers, is_whole, known_integers
 from surgery.anatomy.valued import has_real_values, real_values, settle_sizes
@@ -22,6 +23,7 @@ Values = Literal["any", "integers", "all"]
 
 _ALONE = threading.RLock()
 """torch.export sets state of the whole process: two threads in it break each other."""
+_KNOWN = (torch.Tensor, int, float, bool, str, type(None))
 _IN_PLACE = ("copy_.default", "index_put_.default", "fill_.Scalar", "fill_.Tensor", "scatter_.src")
 
 
@@ -101,11 +103,19 @@ def _knowing(
     values: Values, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Iterator[None]:
     with ExitStack() as stack:
+        stack.callback(model.register_forward_hook(_tensors_only).remove)
         if values == "integers":
             stack.enter_context(known_integers(model, args, kwargs))
         elif values == "all":
             stack.enter_context(real_values())
         yield
+
+
+def _tensors_only(model: nn.Module, args: Any, output: Any) -> Any:
+    """Of an output with objects that torch.export does not know (a cache), the tensors."""
+    leaves = pytree.tree_leaves(output)
+    known = all(isinstance(leaf, _KNOWN) for leaf in leaves)
+    return output if known else [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def refuse_open_shapes(program: ExportedProgram, model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from surgery.anatomy.graph import op_name
 from surgery.anatomy.operators import CONVOLUTIONS, MOVES, SCALES
 
 # Every library writes its own grouped product: whatever neither moves, scales nor convolves is one.
-_OTHERWISE = MOVES | SCALES | CONVOLUTIONS | {"embedding"}
+_OTHERWISE = MOVES | SCALES | CONVOLUTIONS | {"embedding", "_assert_tensor_metadata"}
 
 
 def stacked_weights(flow: Flow) -> dict[str, fx.Node]:

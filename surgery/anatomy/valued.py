@@ -17,11 +17,16 @@ import torch
 import torch._export.utils
 import torch._functorch.config
 from torch import fx, nn
+from torch._subclasses import fake_utils
 from torch.export import ExportedProgram
 from torch.fx.experimental import proxy_tensor
-from torch.fx.experimental.symbolic_shapes import PendingUnbackedSymbolNotFound
+from torch.fx.experimental.symbolic_shapes import (
+    GuardOnDataDependentSymNode,
+    PendingUnbackedSymbolNotFound,
+)
 from torch.utils import _pytree as pytree
 
+_check: Any = fake_utils._check_fake_real_tensors
 _tell_unbacked: Any = proxy_tensor._set_unbacked_bindings
 _VALUES = ("real_tensor_prop_unbacked_vals", "unbacked_var_to_val")  # torch 2.12 renamed it
 
@@ -31,11 +36,16 @@ def real_values() -> Iterator[None]:
     """Inside, torch.export runs the model for real beside the capture, and knows every value."""
     config: Any = torch._functorch.config
     with (
-        config.patch(fake_tensor_propagate_real_tensors=True),
+        config.patch(
+            fake_tensor_propagate_real_tensors=True,
+            generate_fake_kernels_from_real_mismatches=True,
+        ),
         # Nobody runs the graph: it needs neither run-time checks, which stop at sizes that cannot be compared,
         # nor to tell where sizes come from, which stops at one that happens to equal another.
         mock.patch.object(torch._export.utils, "insert_deferred_runtime_asserts"),
         mock.patch.object(proxy_tensor, "_set_unbacked_bindings", _told_where_possible),
+        # The place of an expert's weights in their stack follows from values, too.
+        mock.patch.object(fake_utils, "_check_fake_real_tensors", _checked_where_possible),
     ):
         yield
 
@@ -43,6 +53,11 @@ def real_values() -> Iterator[None]:
 def _told_where_possible(*result: Any) -> None:
     with suppress(PendingUnbackedSymbolNotFound):
         _tell_unbacked(*result)
+
+
+def _checked_where_possible(*tensors: Any, **options: Any) -> None:
+    with suppress(GuardOnDataDependentSymNode):
+        _check(*tensors, **options)
 
 
 def has_real_values(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -174,8 +174,9 @@ class _Experiment:
         if projection.role is Role.ATTENTION_OUTPUT:
             return Finding(site.id, projection, moved, event, event is None or event > own)
         claims = self._claims(projection)
-        expected = [claims.get(number, set()) for number in range(own + 1)]
-        proved = [set(moved) for moved in changes[: own + 1]] == expected
+        # Where the rows serve an earlier attention, too, its result may move what lies between.
+        seen = set(changes[own]) if own < len(changes) else set()
+        proved = event == min(claims) and set(moved) == claims[event] and claims[own] <= seen
         return Finding(site.id, projection, moved, event, proved, unseen=event is None)
 
     def _claims(self, projection: Projection) -> dict[int, set[str]]:
@@ -202,9 +203,9 @@ def _overlap(one: Projection, two: Projection) -> bool:
 def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
     """Noise on the rows of a projection, and on their bias, inside; afterwards every bit is back."""
     channels = torch.tensor([c for run in projection.rows for c in range(*run)])
-    targets = _targets(model, projection)
-    kept = [tensor.detach().clone() for tensor, _ in targets]
-    with torch.no_grad():
+    with torch.no_grad(), _untied(model, projection):
+        targets = _targets(model, projection)
+        kept = [tensor.detach().clone() for tensor, _ in targets]
         for tensor, along in targets:
             _add_noise(tensor, along, channels.to(tensor.device))
         try:
@@ -212,6 +213,20 @@ def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
         finally:
             for (tensor, _), before in zip(targets, kept, strict=True):
                 tensor.copy_(before)
+
+
+@contextmanager
+def _untied(model: nn.Module, projection: Projection) -> Iterator[None]:
+    """Inside, the module of a projection owns what it shares with others (a decoder tied to its encoder)."""
+    owner = model.get_submodule(projection.module)
+    shared = dict(owner._parameters) if projection.tied_to else {}
+    for name, parameter in shared.items():
+        if parameter is not None:
+            owner._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+    try:
+        yield
+    finally:
+        owner._parameters.update(shared)
 
 
 def _targets(model: nn.Module, projection: Projection) -> list[tuple[Tensor, int]]:

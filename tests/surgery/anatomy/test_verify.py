@@ -8,7 +8,8 @@ import pytest
 import timm
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import surgery
 from policies.roles import Role
@@ -103,3 +104,52 @@ def test_a_meta_model_is_refused() -> None:
         model = transformers.BertModel(transformers.BertConfig(**TEXT))
     with pytest.raises(AnatomyError, match="meta"):
         surgery.verify(model, surgery.read(model))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        seen = x if memory is None else torch.cat([memory, x], 1)
+        attended = F.scaled_dot_product_attention(self.query(x), self.key(seen), self.value(seen))
+        return x + self.out(attended)
+
+
+class Remembered:
+    """An object that torch.export does not know."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+class Tied(nn.Module):
+    """A decoder whose blocks are tied to the encoder's, weight by weight; it shows an object beside its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(Block() for _ in range(2))
+        self.decoder = nn.ModuleList(Block() for _ in range(2))
+        for mine, other in zip(self.decoder.modules(), self.encoder.modules(), strict=True):
+            mine._parameters.update(other._parameters)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Remembered]:
+        y = memory = x
+        for block in self.encoder:
+            memory = block(memory)
+        for block in self.decoder:
+            y = block(y, memory)
+        return y, Remembered(memory)
+
+
+def test_a_decoder_tied_to_its_encoder_is_proved_site_by_site() -> None:
+    torch.manual_seed(0)
+    model, x = Tied().eval(), torch.randn(2, 12, 8)
+    weights = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+    anatomy = surgery.read(model, x)
+    outcome = surgery.verify(model, anatomy, x)
+    assert (outcome.run, outcome.read, len(outcome.findings)) == (4, 4, 16) and outcome.proved
+    assert {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)} == weights
+    mistaken = [replace(site, first_run=3 - site.first_run) for site in anatomy.sites]
+    assert surgery.verify(model, replace(anatomy, sites=tuple(mistaken)), x).refuted
