@@ -14,16 +14,17 @@ from exporters import card, hooks
 from exporters.capture import Captured, capture
 from exporters.causal import Cache, DecoderStep, check_alone, decoder_step
 from exporters.errors import ExportError, VerificationError
-from exporters.fuse import SCORES_ONLY, WHOLE, Site, SitePattern, decoder_patterns, fuse
+from exporters.fuse import Site, fuse
 from exporters.generation import Generated
 from exporters.inputs import Axes, Inputs, collect
 from exporters.learned import SUFFIX, Learned, split
-from exporters.maker import PORTABLE, PROVIDERS, Maker, Target
+from exporters.maker import Maker
 from exporters.metadata import describe, qualified_name, versions
 from exporters.parity import Reference, Truth
 from exporters.plain import plain_model
 from exporters.precision import TOLERANCES, Precision
 from exporters.preflight import check_destinations
+from exporters.recipe import PORTABLE, PROVIDERS, Target, recipe_for
 from exporters.report import ExportReport, FileReport
 from exporters.runtime import BASE_KEY, require_runtime
 from exporters.staging import Stage, stage
@@ -171,16 +172,10 @@ def _make(
     portable = maker.make(names[PORTABLE], PORTABLE)
     if target == PORTABLE:
         return (portable,), ()
-    fusion = fuse(maker.captured, model, _patterns(model, maker.precision))
+    fed = () if maker.learned is None else tuple(maker.learned.untrained)
+    fusion = fuse(maker.captured, model, recipe_for(target, maker.precision, model), fed)
     maker.notes.extend(fusion.notes)
     return (maker.make(names[target], target, fusion.expected), portable), fusion.sites
-
-
-def _patterns(model: nn.Module, precision: Precision) -> Sequence[SitePattern]:
-    if isinstance(model, DecoderStep):
-        return decoder_patterns(model.positions, counted=model.counted)
-    # A projection inside the operator would stay fp32.
-    return SCORES_ONLY if precision == "int8" else WHOLE
 
 
 def _names(path: Path, target: Target) -> dict[Target, Path]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from exporters import convert
 from exporters.capture import Captured
@@ -16,9 +15,9 @@ from exporters.learned import Learned
 from exporters.metadata import of_file
 from exporters.parity import Reference
 from exporters.precision import TOLERANCES, Precision, lower
+from exporters.recipe import PROVIDERS, Target
 from exporters.report import FileReport
 from exporters.runtime import (
-    CPU,
     CUDA,
     Operators,
     SessionOptions,
@@ -27,14 +26,6 @@ from exporters.runtime import (
 )
 from exporters.staging import Stage
 from exporters.verify import WithAdapter, verify
-
-Target = Literal["portable", "cpu", "cuda"]
-PORTABLE: Target = "portable"
-PROVIDERS: dict[Target, tuple[str, ...]] = {
-    PORTABLE: (CPU,),
-    "cpu": (CPU,),
-    "cuda": (CUDA, CPU),
-}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 OPTIONS_KEY = "model_surgery.session_options"
 BASE_KEY = "model_surgery.adapter_base"
 
