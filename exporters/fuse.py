@@ -96,7 +96,11 @@ def fuse(
     for scaled in scales:
         scaled.write(rewriter)
     rewriter.finish()
-    return Fusion(sites, expected, tuple(_notes(norms, len(scales), packed + joined)))
+    notes = [*_notes(norms, len(scales), packed + joined)]
+    notes += (
+        [] if recipe.sites else ["attention is left in standard operators for the engine to fuse"]
+    )
+    return Fusion(sites, expected, tuple(notes))
 
 
 Found = tuple[fx.Node, Core | None, Match | Refusal]

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from torch import nn
 
 from exporters.causal import DecoderStep
+from exporters.errors import ExportError
 from exporters.inputs import Inputs
 from exporters.patterns.attention import AttentionPattern
 from exporters.patterns.base import Refusal
@@ -85,3 +86,33 @@ def recipe_for(target: Target, precision: Precision, model: nn.Module) -> Recipe
         return Recipe((counting, MultiHeadPattern()), joins)
     # A projection inside the operator would stay fp32.
     return Recipe(WHOLE[1:] if precision == "int8" else WHOLE, joins)
+
+
+def check_target(
+    target: Target, precision: Precision, *, runtime: bool, cached: bool, profile: bool
+) -> None:
+    """Refuse what an engine of TensorRT cannot hold, and a profile that nothing else reads.
+
+    Raises:
+        ExportError: With the reason.
+    """
+    if target != "tensorrt":
+        if profile:
+            why = "only engines of TensorRT are built for sizes"
+            raise _does_not_go(f"profile= and target={target!r}", why, "leave profile= out")
+        return
+    if precision == "int8":
+        why = "TensorRT has no products that are quantised dynamically"
+        raise _does_not_go("int8 and TensorRT", why, "pass precision='fp16'")
+    if runtime:
+        why = "an engine holds its weights"
+        raise _does_not_go("adapters for run time and TensorRT", why, "pass adapters='fold'")
+    if cached:
+        why = (
+            "an engine is built for each length by itself, and the lengths of a step hang together"
+        )
+        raise _does_not_go("a cache and TensorRT", why, "pass target='cuda'")
+
+
+def _does_not_go(what: str, why: str, remedy: str) -> ExportError:
+    return ExportError(f"{what} do not go together", why=why, remedy=remedy)
