@@ -18,7 +18,11 @@ def file(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
     report = exporters.to_onnx(
-        ZOO["bert"]().eval(), path, target="tensorrt", precision="fp16", profile={"batch": (1, 4, 16)}
+        ZOO["bert"]().eval(),
+        path,
+        target="tensorrt",
+        precision="fp16",
+        profile={"batch": (1, 4, 16)},
     )
     return path, report
 
