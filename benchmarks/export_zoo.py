@@ -1,6 +1,7 @@
 """Which models come out whole: tiny random ones of many kinds, exported, verified, fused or not, and why.
 
-``python -m benchmarks.export_zoo`` prints a table and keeps ``benchmarks/results/export_zoo.json``.
+``python -m benchmarks.export_zoo`` prints a table and keeps ``benchmarks/results/export_zoo.json``; with
+``--resume`` only what is not in there is examined. The whole of both libraries: ``benchmarks.export_whole``.
 """
 
 from __future__ import annotations
@@ -159,14 +160,20 @@ def builders() -> dict[str, Callable[[], nn.Module]]:
 def examine(build: Callable[[], nn.Module]) -> dict[str, Any]:
     """Export one model and say what came of it."""
     torch.manual_seed(0)
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            report = exporters.to_onnx(build().eval(), Path(folder) / "model.onnx")
-        except SurgeryError as error:
-            return {"passed": False, "cause": f"{error.what}: {error.why}"}
-        except Exception as error:  # a model that cannot even be built is listed too
-            return {"passed": False, "cause": f"{type(error).__name__}: {error}"}
+        path = Path(folder) / "model.onnx"
+        return outcome(lambda: exporters.to_onnx(build().eval(), path))
+
+
+def outcome(export: Callable[[], exporters.ExportReport]) -> dict[str, Any]:
+    """What came of an export, as plain data."""
+    started = time.perf_counter()
+    try:
+        report = export()
+    except SurgeryError as error:
+        return {"passed": False, "cause": f"{error.what}: {error.why}"[:500]}
+    except Exception as error:  # a model that cannot even be built is listed too
+        return {"passed": False, "cause": f"{type(error).__name__}: {error}"[:500]}
     return {
         "passed": True,
         "sites": len(report.sites),
@@ -202,8 +209,13 @@ def main(chosen: list[str]) -> None:
     known = builders()
     console = Console(width=None if sys.stdout.isatty() else 200)
     path = RESULTS / "export_zoo.json"
-    figures = json.loads(path.read_text())["figures"] if chosen and path.exists() else {}
+    resume = "--resume" in chosen
+    chosen = [name for name in chosen if name != "--resume"]
+    going_on = path.exists() and (resume or chosen)
+    figures = json.loads(path.read_text())["figures"] if going_on else {}
     for name in chosen or known:
+        if resume and name in figures:
+            continue
         figures[name] = examine(known[name])
         console.print(f"{name}: {figures[name]}")
         keep("export_zoo", figures)

@@ -14,16 +14,18 @@ from exporters import card, hooks
 from exporters.capture import Captured, capture
 from exporters.causal import Cache, DecoderStep, check_alone, decoder_step
 from exporters.errors import ExportError, VerificationError
-from exporters.fuse import SCORES_ONLY, WHOLE, Site, SitePattern, decoder_patterns, fuse
+from exporters.fuse import Site, fuse
 from exporters.generation import Generated
 from exporters.inputs import Axes, Inputs, collect
 from exporters.learned import SUFFIX, Learned, split
-from exporters.maker import PORTABLE, PROVIDERS, Maker, Target
+from exporters.maker import Maker
 from exporters.metadata import describe, qualified_name, versions
 from exporters.parity import Reference, Truth
 from exporters.plain import plain_model
 from exporters.precision import TOLERANCES, Precision
 from exporters.preflight import check_destinations
+from exporters.profiles import Profile, complete
+from exporters.recipe import PORTABLE, PROVIDERS, Target, check_target, recipe_for
 from exporters.report import ExportReport, FileReport
 from exporters.runtime import BASE_KEY, require_runtime
 from exporters.staging import Stage, stage
@@ -42,6 +44,7 @@ def to_onnx(
     example_inputs: Any = None,
     dynamic: bool | Axes = True,
     cache: Cache = False,
+    profile: Profile | None = None,
     overwrite: bool = False,
     verify: bool = True,
     samples: Any = None,
@@ -55,10 +58,11 @@ def to_onnx(
 
     ``target="cpu"`` and ``"cuda"`` write two files: ``model.onnx``, in which every attention site that
     wholly matches is one operator of ONNX Runtime, and ``model.portable.onnx``, which holds nothing but
-    standard operators (opset 20) and runs in any engine. ``target="portable"`` writes the latter
-    alone, as ``model.onnx``. An adapted model is folded, and half precision cast to fp32, in a copy.
-    With ``adapters="runtime"`` the files hold the base, and ``model.onnx_adapter`` beside them what was
-    learned: see :class:`exporters.AdapterSession`.
+    standard operators (opset 20) and runs in any engine. So does ``"tensorrt"``, but for the operators:
+    both files hold standard ones, and the first tells the sizes that engines are to be built for.
+    ``target="portable"`` writes the portable file alone, as ``model.onnx``. An adapted model is folded,
+    and half precision cast to fp32, in a copy. With ``adapters="runtime"`` the files hold the base, and
+    ``model.onnx_adapter`` beside them what was learned: see :class:`exporters.AdapterSession`.
 
     A model card, ``model.md``, lies beside them. Files are made and verified aside and appear whole or
     not at all. A file that fails is kept beside as ``*.rejected.onnx`` with the report as
@@ -67,8 +71,8 @@ def to_onnx(
     Args:
         model: A model in eval mode.
         path: The ONNX file to write.
-        target: What the file is fused for. Where a CUDA file cannot be run, it is verified on the
-            CPU, and the report says so.
+        target: What the file is fused for. Where a CUDA or TensorRT file cannot be run, it is verified
+            on the CPU, and the report says so.
         precision: Of the files; inputs and outputs are fp32 all the same. ``int8`` quantises the
             matrix products dynamically, for CPUs; pass ``samples`` to learn what it costs.
         adapters: Whether an adapted model's adapters go into the weights or into a file of their own.
@@ -82,6 +86,8 @@ def to_onnx(
             :class:`~exporters.causal.DecoderStep`. Verified by greedy generation; ``samples`` are
             further prompts. With True, prompts of a batch may be padded on either side; with
             ``"right"`` on the right alone, rotary embeddings go into the operator too.
+        profile: For ``tensorrt``: smallest, most frequent and largest size of dynamic axes,
+            ``{"batch": (1, 8, 32)}``; see :func:`exporters.profiles.complete` for the usual ones.
         overwrite: Whether existing files may be replaced.
         verify: Whether to verify. Leave it on.
         samples: Real inputs, as for ``example_inputs``, on which top-1 predictions must agree.
@@ -111,6 +117,9 @@ def to_onnx(
     about = names[target].with_suffix(card.SUFFIX)
     if cache:
         check_alone(adapters != "fold", example_inputs is not None, dynamic is not True)
+    check_target(
+        target, precision, runtime=bool(separate), cached=bool(cache), profile=bool(profile)
+    )
     check_destinations([*names.values(), *separate, about], overwrite)
     plain, learned = split(model) if separate else (plain_model(model), None)
     subject, inputs = _subject(plain.model, cache, example_inputs, dynamic)
@@ -119,9 +128,11 @@ def to_onnx(
         accuracy=accuracy, extra=metadata,
     )  # fmt: skip
     captured = capture(subject, inputs)
+    if profile:
+        complete(captured, profile)  # an axis that is not there is known before the long work
     truth = _reference(subject, captured, samples) if verify else None
     with stage(names[target].parent) as aside:
-        maker = Maker(aside, captured, facts, truth, precision)
+        maker = Maker(aside, captured, facts, truth, precision, profile)
         if learned is not None:
             together = _truth(learned.adapted, captured, samples) if verify else None
             maker = _set_apart(learned, maker, aside.folder / separate[0].name, together)
@@ -171,16 +182,10 @@ def _make(
     portable = maker.make(names[PORTABLE], PORTABLE)
     if target == PORTABLE:
         return (portable,), ()
-    fusion = fuse(maker.captured, model, _patterns(model, maker.precision))
+    fed = () if maker.learned is None else tuple(maker.learned.untrained)
+    fusion = fuse(maker.captured, model, recipe_for(target, maker.precision, model), fed)
     maker.notes.extend(fusion.notes)
     return (maker.make(names[target], target, fusion.expected), portable), fusion.sites
-
-
-def _patterns(model: nn.Module, precision: Precision) -> Sequence[SitePattern]:
-    if isinstance(model, DecoderStep):
-        return decoder_patterns(model.positions, counted=model.counted)
-    # A projection inside the operator would stay fp32.
-    return SCORES_ONLY if precision == "int8" else WHOLE
 
 
 def _names(path: Path, target: Target) -> dict[Target, Path]:

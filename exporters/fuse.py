@@ -1,57 +1,27 @@
-"""Rewriting an exported program: one fused operator for every attention site that wholly matches."""
+"""Rewriting an exported program: operators for attention, weights for what norms and scales do."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
-from torch import nn
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from exporters.capture import Captured
 from exporters.inputs import Inputs
-from exporters.patterns.attention import AttentionPattern
 from exporters.patterns.base import Refusal
-from exporters.patterns.group_query import GroupQueryPattern
+from exporters.patterns.batch_norm import BatchNormMatch, BatchNormPattern
 from exporters.patterns.layer_scale import LayerScaleMatch, LayerScalePattern
-from exporters.patterns.multihead import MultiHeadPattern
+from exporters.patterns.siblings import find_siblings
+from exporters.recipe import Match, Recipe
 from exporters.rewrite import Rewriter
 from exporters.runtime import Operators
 from surgery.anatomy.attention import Core, find_cores
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, module_path, op_name
 from surgery.anatomy.linears import LinearReader
-
-
-class Match(Protocol):
-    """A site that one operator computes."""
-
-    @property
-    def operator(self) -> tuple[str, str]:
-        """Domain and type of the operator."""
-
-    def write(self, rewriter: Rewriter, module: str) -> None:
-        """Put the operator in the site's place; new weights are named after ``module``."""
-
-
-class SitePattern(Protocol):
-    """Recognises the sites that one operator computes."""
-
-    def match(self, core: Core, graph: Graph, inputs: Inputs) -> Match | Refusal:
-        """Return the match, or what is in the way."""
-
-
-WHOLE: tuple[SitePattern, ...] = (AttentionPattern(), GroupQueryPattern(), MultiHeadPattern())
-"""The one that takes most into its operator first, the one that takes most sites last."""
-
-SCORES_ONLY: tuple[SitePattern, ...] = WHOLE[1:]
-"""Leaves the projections as matrix products of their own, to be quantised."""
-
-
-def decoder_patterns(positions: int | None, *, counted: bool) -> tuple[SitePattern, ...]:
-    """For a step of generation; see :class:`~exporters.patterns.group_query.GroupQueryPattern`."""
-    return GroupQueryPattern(positions, counted), MultiHeadPattern()
 
 
 @dataclass(frozen=True)
@@ -74,7 +44,7 @@ class Fusion:
     """What was fused, and what was not.
 
     Attributes:
-        sites: Every attention site of the graph, in order.
+        sites: Every attention site of the graph, in order; none if the recipe leaves them alone.
         expected: The fused operators that the file must now contain.
         notes: What else was folded together.
     """
@@ -84,7 +54,23 @@ class Fusion:
     notes: tuple[str, ...]
 
 
-def fuse(captured: Captured, model: nn.Module, patterns: Sequence[SitePattern] = WHOLE) -> Fusion:
+class _Fixed(Graph):
+    """A program some of whose constants are none: they are fed at run time."""
+
+    def __init__(self, program: ExportedProgram, fed: Collection[str]) -> None:
+        super().__init__(program)
+        self._fed = fed
+
+    def constant(self, node: fx.Node) -> Tensor | None:
+        return None if self.tensor_name(node) in self._fed else super().constant(node)
+
+
+def fuse(
+    captured: Captured,
+    model: nn.Module,
+    recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+    fed: Collection[str] = (),
+) -> Fusion:
     """Rewrite ``captured.program`` in place.
 
     Every attention site is matched strictly before the first one is rewritten; a site that does not match
@@ -93,47 +79,113 @@ def fuse(captured: Captured, model: nn.Module, patterns: Sequence[SitePattern] =
     Args:
         captured: The program; its weights are read, and stay as they are.
         model: The module it was exported from.
-        patterns: What to fuse a site to; the first that matches is taken.
+        recipe: What to do.
+        fed: Weights that are no constants, because they can be fed at run time.
     """
     program = captured.program
+    _tidy(program)
+    rewriter = Rewriter(program)
+    norms = _fold_norms(program, rewriter, fed)
+    graph = _Fixed(program, fed)
+    flow = Flow(graph, LinearReader(graph, model))
+    found = list(_match_sites(flow, captured.inputs, recipe)) if recipe.sites else []
+    scale = LayerScalePattern()
+    scales = [m for n in graph.nodes if isinstance(m := scale.match(n, graph), LayerScaleMatch)]
+    sites, expected, packed = _write_sites(found, rewriter)
+    joined = _join(found, flow, rewriter) if recipe.joins else 0
+    for scaled in scales:
+        scaled.write(rewriter)
+    rewriter.finish()
+    notes = [*_notes(norms, len(scales), packed + joined)]
+    notes += (
+        [] if recipe.sites else ["attention is left in standard operators for the engine to fuse"]
+    )
+    return Fusion(sites, expected, tuple(notes))
+
+
+Found = tuple[fx.Node, Core | None, Match | Refusal]
+"""Where a site is, what it computes if that could be read, and what becomes of it."""
+
+
+def _tidy(program: ExportedProgram) -> None:
     # Of an exported program's guesses about dtypes none fails; each would look like a second reader.
     for node in program.graph.nodes:
         if op_name(node) == "_assert_tensor_metadata":
             program.graph.erase_node(node)
     # Averaged attention weights that nobody asked for would look like a second reader.
     program.graph.eliminate_dead_code()
-    graph = Graph(program)
-    cores, missed = find_cores(Flow(graph, LinearReader(graph, model)))
-    found = [(core.node, _match(core, graph, captured.inputs, patterns)) for core in cores]
-    found += [(node, Refusal(miss.why)) for node, miss in missed]
-    found.sort(key=lambda pair: graph.order[pair[0]])
-    scale = LayerScalePattern()
-    scales = [m for n in graph.nodes if isinstance(m := scale.match(n, graph), LayerScaleMatch)]
-    rewriter = Rewriter(program)
+
+
+def _fold_norms(program: ExportedProgram, rewriter: Rewriter, fed: Collection[str]) -> int:
+    """Fold batch norms until none is left that can be; two may want the weights between them."""
+    count = 0
+    while True:
+        graph, taken, matches = _Fixed(program, fed), set[fx.Node](), []
+        for node in graph.nodes:
+            match = BatchNormPattern().match(node, graph)
+            if isinstance(match, BatchNormMatch) and taken.isdisjoint(match.changed):
+                taken |= match.changed
+                matches.append(match)
+        if not matches:
+            return count
+        for match in matches:
+            match.write(rewriter)
+        rewriter.finish()
+        count += len(matches)
+
+
+def _match_sites(flow: Flow, inputs: Inputs, recipe: Recipe) -> Iterator[Found]:
+    """Every site in graph order."""
+    cores, missed = find_cores(flow)
+    found: list[Found] = [(c.node, c, _match(c, flow.graph, inputs, recipe)) for c in cores]
+    found += [(node, None, Refusal(miss.why)) for node, miss in missed]
+    yield from sorted(found, key=lambda each: flow.graph.order[each[0]])
+
+
+def _match(core: Core, graph: Graph, inputs: Inputs, recipe: Recipe) -> Match | Refusal:
+    """The first pattern that takes the site; else what the most permissive one says."""
+    found: Match | Refusal = Refusal("no pattern was tried")
+    for pattern in recipe.sites:
+        found = pattern.match(core, graph, inputs)
+        if not isinstance(found, Refusal):
+            return found
+    return found
+
+
+def _write_sites(found: list[Found], rewriter: Rewriter) -> tuple[tuple[Site, ...], Operators, int]:
+    """What became of each, the operators written, and how many of them took several products as one."""
     expected: Operators = Counter()
-    sites = []
-    for node, match in found:
+    sites, packed = [], 0
+    for node, _, match in found:
         module = module_path(node)
         if isinstance(match, Refusal):
             sites.append(Site(module, None, match.why))
             continue
         match.write(rewriter, module)
         expected[match.operator] += 1
+        packed += match.products > 1
         sites.append(Site(module, match.operator[1], None))
-    for scaled in scales:
-        scaled.write(rewriter)
-    rewriter.finish()
-    notes = (f"{len(scales)} layer scales were multiplied into weights",) if scales else ()
-    return Fusion(tuple(sites), expected, notes)
+    return tuple(sites), expected, packed
 
 
-def _match(
-    core: Core, graph: Graph, inputs: Inputs, patterns: Sequence[SitePattern]
-) -> Match | Refusal:
-    """The first pattern that takes the site; else what the most permissive one says."""
-    found: Match | Refusal = Refusal("no pattern was tried")
-    for pattern in patterns:
-        found = pattern.match(core, graph, inputs)
-        if not isinstance(found, Refusal):
-            return found
-    return found
+def _join(found: list[Found], flow: Flow, rewriter: Rewriter) -> int:
+    """Join the products that no operator took; the number of sites where there were any."""
+    count, done = 0, set[fx.Node]()
+    for node, core, match in found:
+        if core is None or (not isinstance(match, Refusal) and match.products):
+            continue
+        siblings = [s for s in find_siblings(core, flow.graph, flow) if done.isdisjoint(s.linears)]
+        for each in siblings:
+            each.write(rewriter, module_path(node))
+            done.update(each.linears)
+        count += bool(siblings)
+    return count
+
+
+def _notes(norms: int, scales: int, joined: int) -> Iterator[str]:
+    if norms:
+        yield f"{norms} batch norms were folded into weights"
+    if scales:
+        yield f"{scales} layer scales were multiplied into weights"
+    if joined:
+        yield f"query, key and value of {joined} sites come from one matrix product, not from several"

@@ -109,6 +109,7 @@ def collect(model: nn.Module, given: Any = None, dynamic: bool | Axes = True) ->
             why="an ONNX graph takes tensors, one a name",
             remedy="wrap the model in a module whose forward takes plain tensors",
         )
+    _check_values(tensors)
     axes = _usual_axes(tensors) if dynamic is True else dict(dynamic or {})
     _check_axes(tensors, axes)
     return Inputs(tensors, constants, axes)
@@ -138,6 +139,19 @@ def _bind(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
     open_ended = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
     extra = [bound.pop(name) for name in open_ended if name in bound]
     return {**bound, **(extra[0] if extra else {})}
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Values from which others are drawn: there must be some, and NaN would hide every difference."""
+    for name, value in tensors.items():
+        empty = not value.numel()
+        if empty or bool(value.isnan().any()):
+            raise ExportError(
+                f"the example input {name} {'holds no value' if empty else 'holds NaN'}",
+                where=f"{name} {tuple(value.shape)}",
+                why="verification runs the model on values like these",
+                remedy="pass example_inputs= such as the model will see",
+            )
 
 
 def _usual_axes(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:

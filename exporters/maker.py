@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from exporters import convert
 from exporters.capture import Captured
@@ -16,9 +15,10 @@ from exporters.learned import Learned
 from exporters.metadata import of_file
 from exporters.parity import Reference
 from exporters.precision import TOLERANCES, Precision, lower
+from exporters.profiles import Profile, complete, described, provider_options
+from exporters.recipe import PROVIDERS, Target
 from exporters.report import FileReport
 from exporters.runtime import (
-    CPU,
     CUDA,
     Operators,
     SessionOptions,
@@ -27,14 +27,6 @@ from exporters.runtime import (
 )
 from exporters.staging import Stage
 from exporters.verify import WithAdapter, verify
-
-Target = Literal["portable", "cpu", "cuda"]
-PORTABLE: Target = "portable"
-PROVIDERS: dict[Target, tuple[str, ...]] = {
-    PORTABLE: (CPU,),
-    "cpu": (CPU,),
-    "cuda": (CUDA, CPU),
-}
 
 
 @dataclass(frozen=True)
@@ -47,6 +39,7 @@ class Maker:
         facts: The metadata.
         truth: What the model computes; None leaves verification out.
         precision: Of the files.
+        profile: Sizes that a TensorRT file is to be run at.
         learned: What is to be fed at run time, if it is not in the weights.
         adapter: Its file on the stage, with what base and adapter compute together.
         notes: What a reader should know about the files made so far.
@@ -57,6 +50,7 @@ class Maker:
     facts: Mapping[str, str]
     truth: Reference | None
     precision: Precision
+    profile: Profile | None = None
     learned: Learned | None = None
     adapter: WithAdapter | None = None
     notes: list[str] = field(default_factory=list)
@@ -77,7 +71,7 @@ class Maker:
         translated, notes = lower(translated, self.precision)
         self.notes.extend(notes)
         convert.save(translated, staged, self.facts)
-        options = _best_options(staged, target)
+        options = self._best_options(staged, target)
         about = of_file(self.facts, options, target, self.precision, convert.OPSET)
         convert.save(translated, staged, about)
         found = None
@@ -97,6 +91,15 @@ class Maker:
             found,
         )
 
+    def _best_options(self, path: Path, target: Target) -> SessionOptions:
+        options = SessionOptions(PROVIDERS[target])
+        if target == "tensorrt":
+            profile = complete(self.captured, self.profile)
+            self.notes.append(f"engines are built for {described(profile)}")
+            told = provider_options(self.captured.inputs, profile, self.precision)
+            return replace(options, provider_options=told)
+        return options if CUDA in options.providers else _best_on_cpu(path, options)
+
     def _available(self, options: SessionOptions) -> SessionOptions:
         here = available(options)
         if here != options:
@@ -105,11 +108,8 @@ class Maker:
         return here
 
 
-def _best_options(path: Path, target: Target) -> SessionOptions:
+def _best_on_cpu(path: Path, options: SessionOptions) -> SessionOptions:
     """ONNX Runtime's skip-layer-norm kernel is slower than Add and LayerNormalization on CPUs."""
-    options = SessionOptions(PROVIDERS[target])
-    if CUDA in options.providers:
-        return options
     try:
         found = optimized_operators(path, options)
     except Exception:  # a file that does not open is verification's to report

@@ -18,6 +18,12 @@ def check_destinations(files: list[Path], overwrite: bool) -> None:
         ExportError: With the path and the reason.
     """
     for path in files:
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # the folder is looked at below
+        except (OSError, ValueError) as error:  # a name that is too long, a null byte in it
+            raise _unwritable(path, str(getattr(error, "strerror", None) or error)) from error
         if path.is_dir():
             raise _unwritable(path, "it is a directory")
         if path.exists() and not overwrite:
@@ -44,11 +50,17 @@ def make_folder(path: Path) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model in train mode, and weights that are not finite.
+    """Refuse what is no module, a model in train mode, and weights that are not finite.
 
     Raises:
         ExportError: Naming the first module or weight at fault.
     """
+    if not isinstance(model, nn.Module):
+        raise ExportError(
+            f"{type(model).__name__} is no model",
+            why="to_onnx takes a torch.nn.Module",
+            remedy="pass the model itself, in eval mode",
+        )
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
         raise ExportError(

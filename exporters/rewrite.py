@@ -36,7 +36,7 @@ class Rewriter:
 
     def node(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """Call an operator here; arguments that were replaced since they were found are looked up."""
-        args, kwargs = fx.node.map_arg((args, kwargs), self._current)
+        args, kwargs = fx.node.map_arg((args, kwargs), self.current)
         made: fx.Node = self.graph.call_function(target, args, kwargs)
         return made
 
@@ -44,6 +44,10 @@ class Rewriter:
         """Let every reader of ``old`` read ``new``."""
         old.replace_all_uses_with(new)
         self._replaced[old] = new
+
+    def current(self, node: fx.Node) -> fx.Node:
+        """What stands in a node's place by now."""
+        return self._replaced.get(node, node)
 
     def return_instead(self, old: fx.Node, new: fx.Node) -> None:
         """Let the graph return ``new`` where it returned ``old``; other readers stay."""
@@ -188,9 +192,6 @@ class Rewriter:
         self.graph.lint()
         self.program.graph_module.recompile()
 
-    def _current(self, node: fx.Node) -> fx.Node:
-        return self._replaced.get(node, node)
-
     def _as_addend(self, mask: fx.Node) -> fx.Node:
         if mask.meta["val"].dtype is not torch.bool:
             return mask
@@ -214,7 +215,7 @@ class Rewriter:
             sizes = [scores[0], *scores[2:]]
         copies = {product: self._zero_scores(product, sizes)}
         for node in mask.nodes:
-            copies[node] = self.graph.node_copy(node, lambda n: copies.get(n) or self._current(n))
+            copies[node] = self.graph.node_copy(node, lambda n: copies.get(n) or self.current(n))
         last = copies[mask.nodes[-1]]
         return last if len(sizes) == 4 else self.node(aten.reshape.default, last, list(scores))
 

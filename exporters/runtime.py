@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+_LIBRARIES = {TENSORRT: " and NVIDIA's tensorrt"}
 OPTIONS_KEY = "model_surgery.session_options"
 BASE_KEY = "model_surgery.adapter_base"
 
@@ -36,16 +38,20 @@ class SessionOptions:
     Attributes:
         providers: Execution providers, best first.
         disabled_optimizers: ONNX Runtime fusions to leave out, because they are slower here.
+        provider_options: What the first provider is told, in its own words.
     """
 
     providers: tuple[str, ...] = (CPU,)
     disabled_optimizers: tuple[str, ...] = ()
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, list[str]]:
+    def to_dict(self) -> dict[str, Any]:
         """As plain data."""
+        told = {"provider_options": dict(self.provider_options)} if self.provider_options else {}
         return {
             "providers": list(self.providers),
             "disabled_optimizers": list(self.disabled_optimizers),
+            **told,
         }
 
 
@@ -112,6 +118,10 @@ def open_session(
         os.fspath(path),
         session_options,
         providers=list(options.providers),
+        provider_options=[
+            dict(options.provider_options) if place == 0 else {}
+            for place in range(len(options.providers))
+        ],
         disabled_optimizers=list(options.disabled_optimizers),
     )
     # A provider may be built in and still fail to load its libraries.
@@ -124,7 +134,8 @@ def available(options: SessionOptions) -> SessionOptions:
     import onnxruntime as ort
 
     there = tuple(p for p in options.providers if p in ort.get_available_providers())
-    return replace(options, providers=there or (CPU,))
+    told = options.provider_options if there[:1] == options.providers[:1] else {}
+    return replace(options, providers=there or (CPU,), provider_options=told)
 
 
 def recommended_options(path: str | os.PathLike[str]) -> SessionOptions:
@@ -132,8 +143,10 @@ def recommended_options(path: str | os.PathLike[str]) -> SessionOptions:
     found = _metadata(path, OPTIONS_KEY)
     if found is None:
         return SessionOptions()
-    stored: Mapping[str, Sequence[str]] = json.loads(found)
-    return SessionOptions(**{key: tuple(value) for key, value in stored.items()})
+    stored: dict[str, Any] = json.loads(found)
+    told = stored.pop("provider_options", {})
+    lists = {key: tuple(value) for key, value in stored.items()}
+    return SessionOptions(**lists, provider_options=told)
 
 
 def base_of(path: str | os.PathLike[str]) -> int | None:
@@ -172,8 +185,8 @@ def _require_provider(wanted: str, found: Sequence[str]) -> None:
         raise ExportError(
             f"{wanted} is not available",
             why=f"this ONNX Runtime has {', '.join(found)}",
-            remedy="pip install 'model-surgery[gpu]' on a machine with a GPU, or open the file with "
-            "options=SessionOptions()",
+            remedy=f"pip install 'model-surgery[gpu]'{_LIBRARIES.get(wanted, '')} on a machine with a "
+            "GPU, or open the file with options=SessionOptions()",
         )
 
 

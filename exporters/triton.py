@@ -23,7 +23,7 @@ _NAME = re.compile(r"[\w.-]+")
 _TAKES: dict[Engine, tuple[str, ...]] = {
     "cpu": ("cpu", "portable"),
     "cuda": ("cuda", "portable"),
-    "tensorrt": ("portable",),
+    "tensorrt": ("tensorrt", "portable"),
 }
 """Targets of export that make sense for each engine."""
 
@@ -53,7 +53,7 @@ def triton_repository(
         folder: The repository; made if it is not there.
         name: Of the model; the file's own if None.
         version: Number of this version. Further versions must keep inputs, outputs and settings.
-        engine: ``cpu``; ``cuda``; ``tensorrt``, for which the portable file is the right one: TensorRT
+        engine: ``cpu``; ``cuda``; ``tensorrt``, for files of that target and portable ones: TensorRT
             knows no operators of ONNX Runtime. None follows the file's target.
         max_batch: Largest batch.
         preferred: Batch sizes to run as soon as they are there.
@@ -79,6 +79,7 @@ def triton_repository(
     fields = config(
         title, inputs, outputs, chosen, batching, instances=instances, threads=threads,
         precision=told.get("precision", "fp32"), labels="labels" in told,
+        profiles=_profiles(told),
     )  # fmt: skip
     make_folder(Path(folder))
     home = Path(folder) / title
@@ -136,7 +137,7 @@ def _facts(file: str | os.PathLike[str]) -> dict[str, Any]:
 def _engine(told: dict[str, Any], engine: Engine | None, source: Path) -> Engine:
     target = str(told.get("target", "portable"))
     if engine is None:
-        return "cuda" if target == "cuda" else "cpu"
+        return next((known for known in _TAKES if known == target), "cpu")
     if engine not in _TAKES:
         raise ExportError(
             f"unknown engine {engine!r}", remedy=f"choose one of {', '.join(map(repr, _TAKES))}"
@@ -146,6 +147,12 @@ def _engine(told: dict[str, Any], engine: Engine | None, source: Path) -> Engine
         why = f"it was fused for {target}, and {engine} runs {' or '.join(_TAKES[engine])} files"
         raise _unfit(source, why, f"pass the file beside it, {portable}")
     return engine
+
+
+def _profiles(told: dict[str, Any]) -> dict[str, str]:
+    """The sizes that a TensorRT file says its engines are for."""
+    options = told.get("session_options", {}).get("provider_options", {})
+    return {key: value for key, value in options.items() if key.startswith("trt_profile_")}
 
 
 def _check_numbers(batching: Batching, version: int, instances: int) -> None:

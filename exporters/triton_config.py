@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,8 +78,12 @@ def config(
     threads: int | None = None,
     precision: str = "fp32",
     labels: bool = False,
+    profiles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The fields of Triton's ``ModelConfig``, to be rendered as protobuf text."""
+    """The fields of Triton's ``ModelConfig``, to be rendered as protobuf text.
+
+    ``profiles`` are TensorRT's, where the file tells them; else they follow the batch.
+    """
     batched = all(value.batched for value in (*inputs, *outputs))
     limit = batching.limit if batched else 0
     return {
@@ -97,7 +101,7 @@ def config(
             "kind": Word("KIND_CPU" if engine == "cpu" else "KIND_GPU"),
         },
         "version_policy": {"latest": {"num_versions": 1}},
-        "optimization": _optimization(engine, inputs, limit, precision),
+        "optimization": _optimization(engine, inputs, limit, precision, profiles),
         "parameters": _parameters(engine, threads),
         "model_warmup": list(_warmup(inputs, batching if limit else None)),
     }
@@ -131,7 +135,11 @@ def _dynamic(batching: Batching) -> dict[str, Any]:
 
 
 def _optimization(
-    engine: Engine, inputs: Sequence[Value], limit: int, precision: str
+    engine: Engine,
+    inputs: Sequence[Value],
+    limit: int,
+    precision: str,
+    profiles: Mapping[str, str] | None,
 ) -> dict[str, Any] | None:
     if engine != "tensorrt":
         return None
@@ -139,7 +147,7 @@ def _optimization(
         "precision_mode": "FP16" if precision == "fp16" else "FP32",
         "max_workspace_size_bytes": str(_WORKSPACE),
         "trt_engine_cache_enable": "1",
-        **_profiles(inputs, limit),
+        **(profiles or _profiles(inputs, limit)),
     }
     accelerator = {"name": "tensorrt", "parameters": entries(settings)}
     return {"execution_accelerators": {"gpu_execution_accelerator": accelerator}}

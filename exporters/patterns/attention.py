@@ -9,14 +9,14 @@ from torch import Tensor, fx
 
 from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal
-from exporters.patterns.heads import Gathered, Heads, trace_heads, trace_result
+from exporters.patterns.heads import Gathered, Heads, one_input, trace_heads, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.scores import Scores, ScoresPattern, uncapped
 from exporters.patterns.sdpa import ScaledDotProduct
 from exporters.patterns.softmax import SoftmaxBetweenProducts
 from exporters.rewrite import Rewriter
 from surgery.anatomy.attention import Core
-from surgery.anatomy.graph import Graph, op_name, shape_of
+from surgery.anatomy.graph import Graph, shape_of
 
 _PATTERNS: tuple[ScoresPattern, ...] = (ScaledDotProduct(), SoftmaxBetweenProducts())
 SCORES = {pattern.kind: pattern for pattern in _PATTERNS}
@@ -36,6 +36,7 @@ class AttentionMatch:
         sizes: Output features of query, key and value.
         scale: Factor of the scores.
         mask: What is hidden.
+        products: How many matrix products of the graph the one weight takes the place of.
     """
 
     x: fx.Node
@@ -46,6 +47,7 @@ class AttentionMatch:
     sizes: tuple[int, int, int]
     scale: float
     mask: MaskReading
+    products: int
 
     operator = OPERATOR
 
@@ -114,23 +116,16 @@ class AttentionPattern:
 
     def _input(self, heads: tuple[Heads, Heads, Heads], scores: Scores) -> fx.Node | Refusal:
         """The one (batch, length, in) tensor that all three project."""
-        query, key, value = heads
-        if not query.x is key.x is value.x:
-            return Refusal(
-                "query, key and value are projected from different inputs (cross attention)"
-            )
+        x = one_input(heads, shape_of(scores.query))
+        if isinstance(x, Refusal):
+            return x
         region = frozenset[fx.Node]().union(*(h.region for h in heads))
         users = {user for node in region.union(h.linear for h in heads) for user in node.users}
         if outside := users - region - {scores.product, scores.result}:
             return Refusal(
                 f"a projection is read outside the attention too, by {outside.pop().name}"
             )
-        batch, _, length, _ = shape_of(scores.query)
-        source = query.x.args[0] if op_name(query.x) in {"view", "reshape"} else query.x
-        for x in (query.x, source):
-            if isinstance(x, fx.Node) and shape_of(x)[:-1] == (batch, length):
-                return x
-        return Refusal(f"the input has shape {shape_of(query.x)}, not (batch, length, features)")
+        return x
 
     def _build(
         self,
@@ -151,6 +146,7 @@ class AttentionPattern:
             (query, key, value),
             scores.scale,
             MaskReading(mask.causal or scores.causal, mask.padding, mask.bias),
+            len({h.linear for h in heads}),
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from surgery.anatomy.graph import op_name
+from surgery.anatomy.operators import SHAPE_FROM_SECOND
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ MOVES = frozenset(
     [
         "view",
         "reshape",
+        "reshape_as",
+        "view_as",
         "_unsafe_view",
         "permute",
         "transpose",
@@ -79,3 +82,13 @@ def scale_factor(node: fx.Node) -> float | None:
     if number is None or (name == "div" and not isinstance(node.args[0], fx.Node)):
         return None
     return 1 / number if name == "div" else float(number)
+
+
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The users that read the node's values, not just its shape."""
+    return [user for user in node.users if not _reads_shape(user, node)]
+
+
+def _reads_shape(user: fx.Node, node: fx.Node) -> bool:
+    name = op_name(user)
+    return name == "sym_size" or (name in SHAPE_FROM_SECOND and user.args[0] is not node)

@@ -15,6 +15,7 @@ from exporters.patterns.cache import Remembered, remembered, shared_heads
 from exporters.patterns.heads import Gathered, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.operands import Operand, flat_operand, with_heads
+from exporters.patterns.packed import Packed, pack
 from exporters.patterns.rotary import Rotary, trace_rotary
 from exporters.patterns.scores import Replay, Scores
 from exporters.rewrite import Rewriter, Size
@@ -37,6 +38,7 @@ class GroupQueryMatch:
         scores: Scale, soft cap and mask, as the graph has them.
         mask: What the mask says.
         rotary: What the operator rotates query and key by.
+        packed: The one product of which the operator takes all three operands, if there is one.
         counted: Whether the number of a row's tokens is all that the operator gets to know of padding;
             it then keeps them at the front, padding behind.
     """
@@ -50,6 +52,7 @@ class GroupQueryMatch:
     scores: Scores
     mask: MaskReading
     rotary: Rotary | None
+    packed: Packed | None
     counted: bool
 
     operator = OPERATOR
@@ -61,7 +64,7 @@ class GroupQueryMatch:
         with rewriter.before(target):
             batch, length = rewriter.sizes(self.query.node, 0, 2)
             last, total = self._lengths(rewriter, batch, length)
-            inputs = [o.joined(rewriter) for o in (self.query, self.key, self.value)]
+            inputs = self._operands(rewriter, module)
             past = [None, None] if self.cache is None else [part.past for part in self.cache]
             cos, sin = self._tables(rewriter)
             bias = None if self.counted else rewriter.addend(self._bias(), ())
@@ -72,6 +75,17 @@ class GroupQueryMatch:
         for part, present in zip(self.cache or (), made[1:], strict=True):
             rewriter.return_instead(part.joined, present)
         rewriter.replace(target, result)
+
+    @property
+    def products(self) -> int:
+        """How many matrix products of the graph became one."""
+        return 0 if self.packed is None else self.packed.products
+
+    def _operands(self, rewriter: Rewriter, module: str) -> list[fx.Node | None]:
+        """The packed ones in place of the query alone, or the three as they are."""
+        if self.packed is not None:
+            return [self.packed.write(rewriter, module), None, None]
+        return [operand.joined(rewriter) for operand in (self.query, self.key, self.value)]
 
     def _attributes(self) -> dict[str, int | float]:
         found: dict[str, int | float] = {
@@ -174,6 +188,7 @@ class GroupQueryPattern:
         if rotary is not None:
             query, key = (part.x for part in rotary)
         operands = [Operand(n, flat_operand(n, False, graph)) for n in (query, key, value)]
+        packed = pack((query, key, value), graph)
         gathered = trace_result(scores.result, graph)
         return GroupQueryMatch(
             operands[0],
@@ -185,6 +200,7 @@ class GroupQueryPattern:
             scores,
             mask,
             None if rotary is None else rotary[0],
+            None if isinstance(packed, Refusal) else packed,
             self.counted and mask.padding is not None,
         )
 

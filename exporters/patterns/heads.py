@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from exporters.evaluate import Evaluator, index_tensor
+from exporters.evaluate import Evaluator, NotConstantError, index_tensor
 from exporters.patterns.base import Refusal, is_move, keeps_values, scale_factor
 from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name, shape_of
@@ -73,6 +74,23 @@ def trace_heads(role: str, operand: fx.Node, graph: Graph, *, transposed: bool) 
     return _heads(node, parts, channels, factor, graph, region, role)
 
 
+def one_input(heads: Sequence[Heads], query: Sequence[int]) -> fx.Node | Refusal:
+    """The one (batch, length, in) tensor that all operands project.
+
+    Args:
+        heads: The operands.
+        query: Shape of the query, (batch, heads, length, size).
+    """
+    x = heads[0].x
+    if any(h.x is not x for h in heads):
+        return Refusal("query, key and value are projected from different inputs (cross attention)")
+    source = x.args[0] if op_name(x) in {"view", "reshape"} else x
+    for found in (x, source):
+        if isinstance(found, fx.Node) and shape_of(found)[:-1] == (query[0], query[2]):
+            return found
+    return Refusal(f"the input has shape {shape_of(x)}, not (batch, length, features)")
+
+
 def linear_parts(node: fx.Node) -> tuple[object, object, object, bool] | None:
     """Input, weight, bias, and whether the weight is (in, out); None for any other node."""
     name, args = op_name(node), node.args
@@ -118,8 +136,11 @@ def _heads(
     if weight in graph.data or bias in graph.data:
         return Refusal(f"{role} is not projected: {op_name(linear)} multiplies two activations")
     constants = Evaluator(graph)
-    matrix = constants(weight)
-    vector = constants(bias) if isinstance(bias, fx.Node) else None
+    try:
+        matrix = constants(weight)
+        vector = constants(bias) if isinstance(bias, fx.Node) else None
+    except NotConstantError as error:
+        return Refusal(f"{role} is projected by {error}, which is no constant")
     rows = channels.flatten()
     matrix = (matrix.T if in_out else matrix)[rows].float() * factor
     offset = torch.zeros(len(rows)) if vector is None else vector[rows].float() * factor

@@ -43,6 +43,7 @@ class MultiHeadMatch:
     mask: MaskReading
 
     operator = OPERATOR
+    products = 0
 
     def write(self, rewriter: Rewriter, module: str) -> None:
         """Put the operator in place: query, key, value, bias, padding mask, additive bias."""

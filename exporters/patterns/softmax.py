@@ -15,6 +15,8 @@ from surgery.anatomy.attention import Core, product_operands
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
+_MIXES = frozenset({"linear", "conv2d"})
+"""Talking heads: over the scores these run from head to head."""
 _RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten"})
 
 
@@ -114,7 +116,8 @@ class SoftmaxBetweenProducts:
         elif name == "masked_fill" and isinstance(node.args[2], float) and node.args[2] <= LOWEST:
             walk.replayed = True
         elif not keeps_values(node):
-            return Refusal(f"scores pass through {name} before the softmax")
+            mixed = "; no operator takes heads that are mixed" if name in _MIXES else ""
+            return Refusal(f"scores pass through {name} before the softmax{mixed}")
         return before
 
     def _forward(self, softmax: fx.Node) -> fx.Node | Refusal:

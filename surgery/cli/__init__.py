@@ -15,6 +15,7 @@ from surgery.cli import (
     adapter_files,
     convert,
     delivery,
+    export,
     machine,
     onnx_files,
     policy_files,
@@ -37,7 +38,7 @@ app.command("plan")(reading.plan)
 app.command("verify")(reading.verify)
 app.command("train")(runs.train)
 app.command("fold")(delivery.fold)
-app.command("export")(delivery.export)
+app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("report")(runs.report)
 app.command("bench")(onnx_files.bench)

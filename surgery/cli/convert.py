@@ -10,7 +10,14 @@ import typer
 from rich.table import Table
 
 from surgery.cli.models import Source
-from surgery.cli.options import Checkpoint, InputShapes, Pretrained, Settings, example_inputs
+from surgery.cli.options import (
+    Checkpoint,
+    InputShapes,
+    Overwrite,
+    Pretrained,
+    Settings,
+    example_inputs,
+)
 from surgery.cli.output import Json, emit, working
 from surgery.errors import SurgeryError
 
@@ -37,7 +44,7 @@ def convert(
         typer.Option("--model", metavar="MODEL", help="Its base model.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write; a folder for peft.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     settings: Settings = None,
     inputs: InputShapes = None,
     pretrained: Pretrained = None,

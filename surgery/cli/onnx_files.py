@@ -133,12 +133,9 @@ def table(plain: dict[str, Any]) -> Group:
 
 
 def _target(operators: dict[str, int], metadata: dict[str, Any]) -> str:
-    """Fused for whom: the file's own advice on providers, if it has operators of ONNX Runtime."""
-    if not any(name.startswith("com.microsoft::") for name in operators):
-        return "portable"
-    options = metadata.get("session_options")
-    providers = options.get("providers", []) if isinstance(options, dict) else []
-    return "cuda" if "CUDAExecutionProvider" in providers else "cpu"
+    """Fused for whom, in the file's own words; of files of others, whether it has operators of ONNX Runtime."""
+    fused = any(name.startswith("com.microsoft::") for name in operators)
+    return str(metadata.get("target", "cpu" if fused else "portable"))
 
 
 def _values(entries: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any]]:

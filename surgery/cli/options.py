@@ -60,6 +60,19 @@ Meta = Annotated[
     bool, typer.Option("--meta", help="Build without memory for weights: for very large models.")
 ]
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
+
+
+def wanted(value: Path | None, name: str) -> Path:
+    """An option that only a training file makes superfluous.
+
+    Raises:
+        typer.BadParameter: If it is missing.
+    """
+    if value is None:
+        raise typer.BadParameter(f"{name} is missing; only a training file does without it")
+    return value
+
 
 def pairs(texts: Iterable[str] | None) -> dict[str, Any]:
     """``["depth=2", "a=[1, 2]"]`` as a mapping; values are YAML.

@@ -40,6 +40,18 @@ MODELS = {
     "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_TINY)),
     "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_GPT2, bos_token_id=1, eos_token_id=2)),
     "gpt-neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_NO_GROUPS, rotary_pct=1.0)),
+    "gpt-j": lambda: hf.GPTJForCausalLM(
+        hf.GPTJConfig(
+            n_embd=64,
+            n_layer=1,
+            n_head=4,
+            rotary_dim=16,
+            vocab_size=96,
+            n_positions=64,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ),
     "gemma2": lambda: hf.Gemma2ForCausalLM(
         hf.Gemma2Config(**{**_SLIDING, "num_hidden_layers": 2}, attn_logit_softcapping=2.0)
     ),
@@ -59,6 +71,11 @@ def model_of(name: str) -> nn.Module:
             else:
                 parameter.mul_(4)
     return model
+
+
+def inputs(path: Path) -> list[list[str]]:
+    nodes = [n for n in onnx.load(path).graph.node if n.op_type == "GroupQueryAttention"]
+    return [list(node.input) for node in nodes]
 
 
 def attention(path: Path) -> list[dict[str, object]]:
@@ -110,6 +127,9 @@ def test_in_the_runtimes_own_convention_the_operator_rotates_and_counts(tmp_path
     (found,) = attention(tmp_path / "model.onnx")
     assert found["do_rotary"] == 1
     assert (found["num_heads"], found["kv_num_heads"]) == (4, 2)
+    ((query, key, value, *_),) = inputs(tmp_path / "model.onnx")
+    assert query and (key, value) == ("", "")  # one product makes all three
+    assert any("of 1 sites come from one matrix product" in note for note in report.notes)
     for file in report.files:
         assert file.verification.top1 == 1.0
         np.testing.assert_array_equal(generate(file.path, *padded("right")), alone(model))

@@ -31,6 +31,28 @@ def test_the_size_of_an_image_where_the_model_takes_any(tmp_path):
     assert (sizes(report, "height"), sizes(report, "width")) == ({64, 128}, {96, 192})
 
 
+def test_the_size_of_an_image_of_a_transformer_that_interpolates_its_positions(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=32, num_heads=2, num_classes=3,
+        dynamic_img_size=True,
+    ).eval()  # fmt: skip
+    report = exporters.to_onnx(
+        model,
+        tmp_path / "model.onnx",
+        example_inputs=torch.randn(2, 3, 32, 48),
+        dynamic={"x": {0: "batch", 2: "height", 3: "width"}},
+    )
+    assert (sizes(report, "height"), sizes(report, "width")) == ({32, 64}, {48, 96})
+    assert report.fused == 1
+    x = torch.randn(1, 3, 80, 16)
+    session = exporters.open_session(tmp_path / "model.onnx")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), model(x), rtol=1e-4, atol=1e-5
+        )
+
+
 def test_two_towers_with_a_batch_each(tmp_path):
     torch.manual_seed(0)
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 60}

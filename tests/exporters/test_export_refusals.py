@@ -97,6 +97,23 @@ def test_example_inputs_of_another_shape(build, tmp_path):
     assert isinstance(error, CaptureError)
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [(torch.zeros(0, 3, 32, 32), "no value"), (torch.full((2, 3, 32, 32), torch.nan), "NaN")],
+)
+def test_example_inputs_that_show_nothing(values, reason, build, tmp_path):
+    assert reason in str(refused(tmp_path, build("vit"), example_inputs=values))
+
+
+@pytest.mark.parametrize("name", ["a" * 250 + ".onnx", "null\0byte.onnx"])
+def test_a_name_that_no_file_can_have(name, build, tmp_path):
+    assert isinstance(refused(tmp_path, build("vit"), path=tmp_path / name), ExportError)
+
+
+def test_what_is_no_model(tmp_path):
+    assert "str is no model" in str(refused(tmp_path, "model"))
+
+
 def test_samples_of_another_shape(build, tmp_path):
     assert "samples" in str(refused(tmp_path, build("vit"), samples=torch.zeros(4, 1, 2)))
 

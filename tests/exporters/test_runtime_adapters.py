@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -16,7 +17,9 @@ from torch import nn
 import exporters
 import surgery
 from exporters.errors import ExportError
+from exporters.hooks import expose
 from exporters.inputs import collect
+from exporters.learned import Learned
 
 POLICY = {"name": "qv", "select": [{"roles": ["query", "value"]}], "train": ["head"]}
 
@@ -186,10 +189,20 @@ def test_what_cannot_be_combined_is_refused(build, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trained_value_that_fusion_takes_into_another_is_refused(build, tmp_path):
-    """LayerScale factors are multiplied into the weight before them."""
+def test_a_trained_value_that_fusion_would_fold_is_fed(build, tmp_path):
+    """LayerScale factors go into the weight before them, unless they are to be fed."""
     trained = adapt(build("dinov2"), 1, {**POLICY, "train": ["blocks.*.ls1.gamma"]}, rank=2)
+    report = exporters.to_onnx(trained, tmp_path / "model.onnx", adapters="runtime")
+    assert "2 layer scales were multiplied into weights" in report.notes  # ls2
+    session = exporters.AdapterSession(
+        tmp_path / "model.onnx", {"it": tmp_path / "model.onnx_adapter"}
+    )
+    check(session, "it", trained)
+
+
+def test_a_trained_value_that_the_exporter_took_into_another_is_refused():
+    graph = ir.Graph([], [], nodes=[], initializers=[])
+    learned = Learned({}, {}, {"gone": torch.ones(2)}, 1, nn.Identity())
     with pytest.raises(ExportError, match="folded into another constant") as caught:
-        exporters.to_onnx(trained, tmp_path / "model.onnx", adapters="runtime", verify=False)
-    assert caught.value.where == "blocks.0.ls1.gamma"
-    assert list(tmp_path.iterdir()) == []
+        expose(ir.Model(graph, ir_version=10), learned)
+    assert caught.value.where == "gone"
