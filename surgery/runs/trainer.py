@@ -15,13 +15,21 @@ import timm.optim
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, PrinterCallback, Trainer
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from surgery import checkpoint
 from surgery.errors import RunError, StateError, SurgeryError
 from surgery.groups import parameter_groups
 from surgery.runs import checkpoints
-from surgery.runs.feed import Batch, Feeding
+from surgery.runs.feed import Batch, Feed, Feeding
 from surgery.runs.schema import RunSpec
 
 ADAPTER = "adapter.safetensors"
@@ -52,6 +60,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
         )
         self.model_accepts_loss_kwargs = False  # compute_loss below takes the mean of each batch
         self.remove_callback(PrinterCallback)
+        self.add_callback(Epochs(feeding.train))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """timm's optimizer over the groups that adapters want."""
@@ -140,6 +149,25 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
             if isinstance(error, OSError | RuntimeError | SurgeryError):  # torch.save, safetensors
                 raise _unsaved(folder, error) from error
             raise
+
+
+class Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells the training samples their epoch.
+
+    accelerate's loader does so too, but not when it skips what was seen or deals batches to several processes.
+
+    Args:
+        feed: The samples.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        """Before the loader's workers start."""
+        self._feed.set_epoch(int(state.epoch or 0))
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
