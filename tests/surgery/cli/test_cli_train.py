@@ -277,15 +277,29 @@ def test_ctrl_c_is_130_and_leaves_a_checkpoint(run: Run, images: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_run(run: Run, images: Path, tmp_path: Path) -> None:
-    """torchrun sets what accelerate launch sets, and starts two processes on a CPU as well."""
-    write(images, IMAGES, schedule={"epochs": 2, "batch": 4})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+def test_two_processes_train_as_one_does(run: Run, images: Path, tmp_path: Path) -> None:
+    """Half the batch each: the same images, augmented alike, the same switches, the same weights."""
+    policy = {"adapter": "srlora", "target_rank": 8}
+    common: dict[str, Any] = {"policy": policy, "data": {"augment": True, "split": 0.2}}
+    for name, batch in (("one", 8), ("two", 4)):
+        output = {"folder": f"runs/{name}", "tensorboard": False}
+        schedule = {"epochs": 3, "batch": batch}
+        write(tmp_path / f"{name}.yaml", IMAGES, **common, schedule=schedule, output=output)
+    run("train", "one.yaml")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     done = subprocess.run(
-        [*launch, "-m", "surgery.cli", "train", "c.yaml", "--json"],
+        [*launch, "--num_processes", "2", "-m", "surgery.cli", "train", "two.yaml", "--json"],
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)  # one process speaks
+    assert done.stderr.count("note: the weights are random") == 1
     assert metrics["processes"] == 2 and metrics["steps"] == 6
-    assert (tmp_path / "runs/colours/adapter.safetensors").is_file()
+    one, two = (tmp_path / f"runs/{name}" for name in ("one", "two"))
+    ours, theirs = (safetensors.torch.load_file(f / "adapter.safetensors") for f in (one, two))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=1e-5, atol=1e-5)
+    layers = [json.loads((f / "layers.json").read_text())["layers"] for f in (one, two)]
+    switches = [[layer["switches"] for layer in each.values()] for each in layers]
+    assert switches[0] == switches[1] and any(switches[0])
