@@ -17,6 +17,7 @@ from surgery.cli import (
     delivery,
     machine,
     onnx_files,
+    planning,
     policy_files,
     reading,
     runs,
@@ -33,7 +34,7 @@ app = typer.Typer(
     help="Name-free model surgery: read a model, plan, fold adapters, export to verified ONNX.",
 )
 app.command("inspect")(reading.inspect)
-app.command("plan")(reading.plan)
+app.command("plan")(planning.plan)
 app.command("verify")(reading.verify)
 app.command("train")(runs.train)
 app.command("fold")(delivery.fold)

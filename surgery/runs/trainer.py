@@ -14,7 +14,6 @@ from typing import Any
 import timm.optim
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     EvalPrediction,
     PrinterCallback,
@@ -30,6 +29,7 @@ from surgery.errors import RunError, StateError, SurgeryError
 from surgery.groups import parameter_groups
 from surgery.runs import checkpoints
 from surgery.runs.feed import Batch, Feed, Feeding
+from surgery.runs.loss import cross_entropy, logits_of
 from surgery.runs.schema import RunSpec
 
 ADAPTER = "adapter.safetensors"
@@ -91,18 +91,10 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """Cross-entropy of the logits, whichever library the model is from."""
-        named = dict(inputs)
-        labels = named.pop("labels")
-        outputs = model(**named)
-        logits = outputs if isinstance(outputs, Tensor) else outputs.logits
-        loss = self._loss(logits, labels)
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.feeding.shifted:
-            logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        logits, labels = logits_of(model, inputs)
         smoothing = self.spec.schedule.label_smoothing if self.model.training else 0.0
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        loss = cross_entropy(logits, labels, shifted=self.feeding.shifted, smoothing=smoothing)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
         """The Trainer's, but a loss that is not finite ends the training.

@@ -43,6 +43,7 @@ GOOD, BAD, OTHER = (
     ["the", "film", "was"],
 )
 
+SETTINGS = [word for k, v in SIZES.items() for word in ("--set", f"{k}={v}")]
 IMAGES: dict[str, Any] = {
     "model": {"name": "timm:vit_tiny_patch16_224", "set": SIZES},
     "policy": {"name": "vit-attn-qv", "rank": 2},
@@ -162,6 +163,19 @@ def test_texts_without_labels_are_learned(run: Run, texts: Path, tmp_path: Path)
     assert losses[-1] < losses[0] and "accuracy" not in metrics["validation"]
 
 
+def test_a_training_file_is_planned_with_the_ranks_that_its_data_ask_for(
+    run: Run, images: Path, tmp_path: Path
+) -> None:
+    write(images, IMAGES, policy={"rank": "auto", "budget": "200"})
+    made = run("plan", "c.yaml", "--out", "measured.yaml", "--json")
+    ranks = [o["adapter"]["rank"] for o in made["operations"]]
+    assert made["train"]["head"] and sum(ranks) * 33 <= 200 < (sum(ranks) + 1) * 33
+    again = run("plan", "timm:vit_tiny_patch16_224", "-p", "measured.yaml", *SETTINGS, "--json")
+    assert again["operations"] == made["operations"]
+    assert "that is not taken" in run("plan", "c.yaml", "--out", "measured.yaml", code=1).stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_is_not_trained_over(run: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "runs/colours/checkpoints").mkdir(parents=True)
     assert "--resume goes on with it, --overwrite" in run("train", "c.yaml", code=1).stderr
@@ -193,6 +207,8 @@ def test_a_mistake_is_a_line_and_a_hint(run: Run, images: Path, case: str) -> No
     [
         ("train",),
         ("train", "c.yaml", "--resume", "--overwrite"),
+        ("plan", "c.yaml", "--rank", "4"),
+        ("plan", "timm:vit_tiny_patch16_224"),
         ("fold", "c.yaml", "adapter.safetensors"),
         ("fold", "timm:vit_tiny_patch16_224"),
         ("fold", "timm:vit_tiny_patch16_224", "adapter.safetensors"),
