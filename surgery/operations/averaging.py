@@ -84,7 +84,8 @@ def _check(weight: str, live: Tensor, graft: Graft) -> None:
         return
     assert graft.original is not None
     moved = (corrected - graft.original.to(corrected)).abs().amax()
-    slack = 2 * torch.finfo(live.dtype).eps * corrected.abs() + TF32 * moved
+    facts = torch.finfo(live.dtype)
+    slack = 2 * facts.eps * (corrected.abs() + facts.smallest_normal) + TF32 * moved
     if ((live.to(corrected) - corrected).abs() > slack).any():
         raise StateError(
             f"{weight} is not what its adapters make of it",
