@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.losses import MultipleNegativesRankingLoss
-from sentence_transformers.models import Pooling, Transformer
-from sentence_transformers.training_args import SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.training_args import (
+    SentenceTransformerTrainingArguments,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -20,7 +22,7 @@ from surgery.integrations.trainer import RecomposerCallback
 PAIRS = {"a cat": "a kitten", "a dog": "a puppy", "a cow": "a calf", "a hen": "a chick"}
 
 
-def main(steps: int = 8) -> SentenceTransformer:
+def main(steps: int = 48) -> SentenceTransformer:
     """Bring pairs of words together, fold; the folded model."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -29,7 +31,7 @@ def main(steps: int = 8) -> SentenceTransformer:
         arguments = SentenceTransformerTrainingArguments(
             folder,
             max_steps=steps,
-            learning_rate=1e-2,
+            learning_rate=3e-2,
             per_device_train_batch_size=4,
             save_strategy="no",
             report_to="none",

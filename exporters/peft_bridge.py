@@ -17,6 +17,7 @@ from exporters.low_rank import by_weight, joined
 from exporters.preflight import check_destinations, make_folder
 from exporters.staging import stage
 from surgery.anatomy.types import Access, Layout
+from surgery.atomic import disk_errors
 from surgery.operations.checks import weight_of
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.state import adapted_model
@@ -72,7 +73,7 @@ def to_peft(
     config = _config(ranks, modules, base_model, task_type, record.plan, target)
     make_folder(path)
     check_destinations([path / CONFIG, path / TENSORS], overwrite)
-    with stage(path) as aside:
+    with stage(path) as aside, disk_errors():
         content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         safetensors.torch.save_file(content, aside.folder / TENSORS, {"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True)

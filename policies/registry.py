@@ -119,9 +119,10 @@ def _extend(document: Document, seen: tuple[str, ...]) -> Policy:
     parent = own.pop("extends", None)
     if parent is None:
         return source.build(replace(document, data={"name": "unnamed", **own}))
-    if isinstance(parent, str) and parent.endswith(_SUFFIXES):
+    named = isinstance(parent, str) and "\0" not in parent
+    if named and parent.endswith(_SUFFIXES):
         parent = str((document.folder / parent).resolve())
-    if not isinstance(parent, str) or parent in seen:
+    if not named or parent in seen:
         raise PolicyError(
             f"{parent!r} cannot be extended",
             where=document.at(("extends",)),

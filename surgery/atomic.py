@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -25,3 +29,15 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """safetensors reports a full disk in an exception of its own: give it back as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

@@ -24,6 +24,7 @@ from surgery.errors import AnatomyError, CaptureError, PlanError
 from surgery.operations import planner
 from surgery.operations.adapted import adapted_modules
 from surgery.operations.apply import graft
+from surgery.operations.averaging import keep_up
 from surgery.operations.checks import check_operations
 from surgery.operations.identity import fingerprint, first_difference
 from surgery.operations.make import Start, make_adapter
@@ -46,10 +47,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        StateError: If nothing is applied to the model.
+        StateError: If nothing is applied to the model, or it is an average that did not follow a recomposition.
         CheckpointError: If the file cannot be written.
     """
     base, record = adapted_model(model, "save")
+    keep_up(base)
     tensors = {
         key: t.detach().cpu().clone(memory_format=torch.contiguous_format)  # views share storage
         for key, t in _worth_saving(base, record)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from surgery.adapters.recompose import Recomposed
 from surgery.errors import StateError
 from surgery.groups import parameter_groups
-from surgery.operations.adapted import CHILD, Adapted, adapted_modules
+from surgery.operations.adapted import Adapted
 from surgery.operations.rollback import tensors_or_nothing
+from surgery.operations.seats import Average, check_trained, seats
 
 __all__ = ["Recomposer", "Recomposition", "parameter_groups"]
 
@@ -67,6 +67,8 @@ class Recomposer:
         model: Carries the adapters; may be wrapped (DDP, torch.compile).
         optimizer: Trains them.
         total_steps: Optimizer steps of the whole training.
+        averages: Copies of the adapted model that are averaged over its training (timm's ``ModelEmaV3``,
+            torch's ``AveragedModel``), if there are any. They recompose with the model.
 
     Attributes:
         history: Every recomposition so far.
@@ -75,17 +77,29 @@ class Recomposer:
 
     Raises:
         StateError: If no adapter of the model recomposes, the optimizer does not train one of
-            them, an adapter is sharded (FSDP), or total_steps is not positive.
+            them, an adapter is sharded (FSDP), total_steps is not positive, or an average is no copy of the
+            model.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, total_steps: int
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        averages: Iterable[nn.Module] = (),
     ) -> None:
-        seats = {name: (adapter, owner) for name, adapter, owner in _seats(model)}
-        self._adapters = {name: adapter for name, (adapter, _) in seats.items()}
-        self._owners = {name: owner for name, (_, owner) in seats.items()}
+        if total_steps <= 0:
+            raise StateError(
+                f"total_steps {total_steps} is no number of steps",
+                remedy="pass the optimizer steps of the whole training: epochs * batches per epoch",
+            )
+        found = list(seats(model))
+        self._adapters = {name: adapter for name, adapter, _ in found}
+        self._owners = {name: owner for name, _, owner in found}
         self._optimizer, self.total_steps = optimizer, total_steps
-        _check(self._adapters, optimizer, total_steps)
+        check_trained(self._adapters, optimizer)
+        self._averages = [Average.of(average, self._adapters) for average in averages]
         self.history: list[Recomposition] = []
         self.steps = self.skipped = 0
         self._exhausted: set[str] = set()
@@ -112,7 +126,7 @@ class Recomposer:
                 remedy="call loss.backward(), recomposer.step(), optimizer.step() in this order",
             )
         due = [name for name, adapter in self._adapters.items() if self._is_due(adapter)]
-        owners = dict.fromkeys(self._owners[name] for name in due)
+        owners = dict.fromkeys(each[name] for each in self._all_owners() for name in due)
         with tensors_or_nothing(self._tensors(due), owners):
             self._observe(gradients)
             report = self._recompose(due) if due else None
@@ -151,10 +165,11 @@ class Recomposer:
         return before < now and self.steps + 1 < self.total_steps
 
     def _recompose(self, due: list[str]) -> Recomposition | None:
-        places = {name: self._switch(self._adapters[name]) for name in due}
+        places = {name: self._switch(name) for name in due}
         swapped = {name: len(pairs) for name, pairs in places.items()}
         exhausted = {name for name, pairs in swapped.items() if pairs == 0} - self._exhausted
-        for owner in dict.fromkeys(self._owners[name] for name in due if swapped[name]):
+        moved = [name for name in due if swapped[name]]
+        for owner in dict.fromkeys(each[name] for each in self._all_owners() for name in moved):
             owner.refresh_base()
         self._exhausted |= exhausted
         done = {name: pairs for name, pairs in swapped.items() if pairs}
@@ -166,10 +181,15 @@ class Recomposer:
         return report
 
     @torch.no_grad()
-    def _switch(self, adapter: Recomposed) -> tuple[int, ...]:
+    def _switch(self, name: str) -> tuple[int, ...]:
         """Recompose one adapter, and forget gradient and optimizer state of the swapped pairs."""
+        adapter = self._adapters[name]
+        for average in self._averages:
+            average.check(name, adapter)
         index = adapter.recompose()
         if len(index):
+            for average in self._averages:
+                average.follow(name, index)
             for parameter, dim in adapter.pairs().values():
                 if parameter.grad is not None:
                     parameter.grad.index_fill_(dim, index, 0)
@@ -179,11 +199,16 @@ class Recomposer:
     def _tensors(self, due: list[str]) -> Iterator[Tensor]:
         """What a recomposition writes to, but for the corrected weights, which follow from it."""
         for name in due:
+            for average in self._averages:
+                yield from average.adapters[name].state_dict(keep_vars=True).values()
             yield from self._adapters[name].state_dict(keep_vars=True).values()
             for parameter, _ in self._adapters[name].pairs().values():
                 state = self._optimizer.state.get(parameter, {})
                 held = (parameter.grad, *state.values())
                 yield from (value for value in held if isinstance(value, Tensor))
+
+    def _all_owners(self) -> list[dict[str, Adapted]]:
+        return [self._owners, *(average.owners for average in self._averages)]
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         for adapter in self._adapters.values():
@@ -215,50 +240,3 @@ def _has_pairs(value: Tensor, parameter: nn.Parameter, dim: int) -> bool:
         and all(own in (1, size) for own, size in sizes)
         and value.shape[dim] == parameter.shape[dim]
     )
-
-
-def _seats(model: nn.Module) -> Iterator[tuple[str, Recomposed, Adapted]]:
-    """Each recomposing adapter with its name, and the adapted module whose weight it corrects."""
-    for path, owner in adapted_modules(model):
-        prefix = f"{path}.{CHILD}" if path else CHILD
-        for name, adapter in owner.adapters.named_modules(prefix=prefix):
-            if isinstance(adapter, Recomposed):
-                yield name, adapter, owner
-
-
-def _check(
-    adapters: dict[str, Recomposed], optimizer: torch.optim.Optimizer, total_steps: int
-) -> None:
-    if total_steps <= 0:
-        raise StateError(
-            f"total_steps {total_steps} is no number of steps",
-            remedy="pass the optimizer steps of the whole training: epochs * batches per epoch",
-        )
-    if not adapters:
-        raise StateError(
-            "the model has no adapter that recomposes",
-            remedy="apply a policy with adapter 'srlora', or train without a Recomposer",
-        )
-    _check_whole(adapters)
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for name, adapter in adapters.items():
-        if any(id(p) not in owned for p, _ in adapter.pairs().values()):
-            raise StateError(
-                "the optimizer does not train an adapter of the model",
-                where=name,
-                why="its state could not be reset at a recomposition",
-                remedy="make the optimizer after surgery.apply, of surgery.parameter_groups(model)",
-            )
-
-
-def _check_whole(adapters: dict[str, Recomposed]) -> None:
-    for name, adapter in adapters.items():
-        sharded = next((p for p in adapter.parameters() if is_traceable_wrapper_subclass(p)), None)
-        if sharded is not None:
-            raise StateError(
-                "a sharded adapter cannot recompose",
-                where=name,
-                why=f"its factors are {type(sharded.data).__name__}s: no process sees a whole pair, "
-                "nor the whole weight that takes it in",
-                remedy="train it under DDP, or shard an adapter that stays put (symlora, lora, pissa)",
-            )

@@ -110,14 +110,19 @@ class Recomposed(SingularStart):
         if self.switches_left < 1:
             return torch.empty(0, dtype=torch.long, device=self.ledger.B.device)
         weakest = self.scores().argsort(stable=True)[: self.swap]
-        self.enter(1, weakest)
-        for name, (parameter, dim) in self.pairs().items():
-            born = self.get_buffer(f"next_{name}").narrow(dim, int(self.cursor), self.swap)
-            parameter.index_copy_(dim, weakest, born.to(parameter))
-        self.enter(-1, weakest)
-        self.cursor += self.swap
-        self._forget_scores()
+        self.switch(weakest)
         return weakest
+
+    @torch.no_grad()
+    def switch(self, places: Tensor) -> None:
+        """Fuse the pairs at ``places``, (k,), and let them be born on the next unused directions."""
+        self.enter(1, places)
+        for name, (parameter, dim) in self.pairs().items():
+            born = self.get_buffer(f"next_{name}").narrow(dim, int(self.cursor), len(places))
+            parameter.index_copy_(dim, places, born.to(parameter))
+        self.enter(-1, places)
+        self.cursor += len(places)
+        self._forget_scores()
 
     def _importance(self, name: str) -> Importance:
         importance = self.importance[name]

@@ -18,6 +18,7 @@ from surgery.cli import (
     export,
     machine,
     onnx_files,
+    planning,
     policy_files,
     reading,
     runs,
@@ -34,7 +35,7 @@ app = typer.Typer(
     help="Name-free model surgery: read a model, plan, fold adapters, export to verified ONNX.",
 )
 app.command("inspect")(reading.inspect)
-app.command("plan")(reading.plan)
+app.command("plan")(planning.plan)
 app.command("verify")(reading.verify)
 app.command("train")(runs.train)
 app.command("fold")(delivery.fold)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import warnings
 from typing import Any
 
@@ -9,6 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 from policies.errors import SurgeryError
+
+_HERE = {
+    "example_inputs=": "--input 2x3x224x224",
+    "policies.json_schema()": "surgery policies schema",
+    "policies.names()": "surgery policies list",
+    "a dict or a Policy": "surgery policies list",
+}
+"""What a word of Python's in a remedy is on the command line."""
 
 FAILED = 1
 INTERRUPTED = 130
@@ -19,6 +29,7 @@ class Guarded(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; its failure becomes lines on stderr and an exit code."""
+        _print_anything()
         if ctx.params.get("debug"):
             return self._run(ctx)
         try:
@@ -45,6 +56,12 @@ class Guarded(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
 
+def _print_anything() -> None:
+    """A pipe or terminal that has no arrow or accent gets a question mark."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def first_line(error: BaseException) -> str:
     """Type and first line of an exception of somebody else's."""
     lines = str(error).strip().splitlines()
@@ -62,5 +79,7 @@ def _unexpected(error: Exception) -> SurgeryError:
 def _say(error: SurgeryError) -> None:
     typer.echo("error: " + ": ".join(filter(None, (error.what, error.where, error.why))), err=True)
     if error.remedy:
-        here = " (here: --input 2x3x224x224)" if "example_inputs=" in error.remedy else ""
+        here = next(
+            (f" (here: {ours})" for word, ours in _HERE.items() if word in error.remedy), ""
+        )
         typer.echo(f"hint: {error.remedy}{here}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -116,8 +117,14 @@ def _guarded(source: Source, meta: bool) -> nn.Module:
             "the model cannot be built",
             where=f"{source.kind}:{source.name}",
             why=first_line(error),
-            remedy="leave out --meta" if meta else "check the name, --set, and the connection",
+            remedy="leave out --meta" if meta else _remedy(error),
         ) from error
+
+
+def _remedy(error: Exception) -> str:
+    if type(error).__name__ == "SafetensorError":
+        return "copy or download the weights again: the file is cut short or damaged"
+    return "check the name, --set, and the connection"
 
 
 def _from_timm(source: Source, meta: bool) -> nn.Module:
@@ -195,11 +202,20 @@ def _load_state(model: nn.Module, path: Path) -> None:
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), dict) else state
         model.load_state_dict(state)
-    except Exception as error:  # missing, truncated, another model's: each library has its own
-        fit = " ".join(str(error).split())[:300]
-        raise SurgeryError(
-            "the checkpoint cannot be loaded",
-            where=str(path),
-            why=f"{type(error).__name__}: {fit}",
-            remedy="give the state dict of this very model; --set num_classes=N fits the head",
+    except OSError as error:
+        raise _unloaded(
+            path, f"{type(error).__name__}: {error.strerror}", "check the path"
         ) from error
+    except pickle.UnpicklingError as error:  # torch's text advises to unpickle all the same
+        why = "it is no state dict, or holds more than tensors"
+        raise _unloaded(
+            path, why, "save a plain state dict: torch.save(model.state_dict(), path)"
+        ) from error
+    except Exception as error:  # truncated, another model's: each library has its own
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        remedy = "give the state dict of this very model; --set num_classes=N fits the head"
+        raise _unloaded(path, why, remedy) from error
+
+
+def _unloaded(path: Path, why: str, remedy: str) -> SurgeryError:
+    return SurgeryError("the checkpoint cannot be loaded", where=str(path), why=why, remedy=remedy)

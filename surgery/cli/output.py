@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -26,18 +27,24 @@ def emit(plain: Any, drawn: RenderableType, as_json: bool) -> None:
 
 def note(text: str) -> None:
     """Say something that a reader should know, on stderr."""
-    typer.echo(f"note: {text}", err=True)
+    if first_process():
+        typer.echo(f"note: {text}", err=True)
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def working(message: str, *, quiet: bool = False) -> Iterator[None]:
     """Say on stderr what takes its time; whatever libraries print meanwhile goes there, too.
 
-    With ``quiet`` nothing is said: who works shows its own progress.
+    With ``quiet`` nothing is said: who works shows its own progress. Of several processes one speaks.
     """
     console = Console(stderr=True)
     with redirect_stdout(sys.stderr):
-        if quiet:
+        if quiet or not first_process():
             yield
             return
         if not console.is_terminal:

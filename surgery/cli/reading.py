@@ -18,7 +18,6 @@ from surgery.cli.options import (
     Pretrained,
     Settings,
     example_inputs,
-    pairs,
 )
 from surgery.cli.output import Json, emit, note, working
 from surgery.errors import SurgeryError
@@ -104,45 +103,3 @@ def verify(
         outcome = surgery.verify(built, surgery.read(built, given), given)
     emit(outcome.to_dict(), outcome, as_json)
     raise typer.Exit(0 if outcome.proved else FAILED)
-
-
-def plan(
-    model: ModelName,
-    policy: Annotated[str, typer.Option("--policy", "-p", help="Name, or path of a YAML file.")],
-    rank: Annotated[int | None, typer.Option(help="Pairs of each adapter.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="symlora, srlora, lora, ...")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Scaling numerator.")] = None,
-    depth: Annotated[str | None, typer.Option(help="all, 'last 4', 0-5, 'every 2', ...")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Instead of a rank: 0.3%, 300k; the largest rank within.")
-    ] = None,
-    part: Annotated[
-        str | None, typer.Option(help="vision, text, audio, encoder or decoder.")
-    ] = None,
-    role: Annotated[list[str] | None, typer.Option(help="query, mlp.up, ...; repeatable")] = None,
-    train: Annotated[list[str] | None, typer.Option(help="head, norms, a glob; repeatable")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An adapter's own; repeatable.")
-    ] = None,
-    settings: Settings = None,
-    inputs: InputShapes = None,
-    pretrained: Pretrained = None,
-    checkpoint: Checkpoint = None,
-    meta: Meta = False,
-    as_json: Json = False,
-) -> None:
-    """Lay a policy on a model and print what would be done. Nothing is changed.
-
-    Example: surgery plan timm:vit_tiny_patch16_224 --policy vit-attn-qv --rank 16 --depth "last 4"
-    """
-    import policies
-    import surgery
-
-    words = {"adapter": adapter, "rank": rank, "alpha": alpha, "depth": depth}
-    words |= {"budget": budget, "part": part}
-    lists = {"roles": role or None, "train": train or None}
-    wanted = policies.get(policy, **pairs(option), **words, **lists)
-    built = Source.parse(model, settings, pretrained, checkpoint).build(meta=meta)
-    with working("reading the graph"):
-        made = surgery.plan(built, wanted, example_inputs=example_inputs(inputs))
-    emit(made.to_dict(), made, as_json)

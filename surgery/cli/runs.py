@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from surgery.cli.output import Json, emit, note, working
+from surgery.cli.output import Json, emit, first_process, note, working
 from surgery.cli.trained import source_of, write_report
 from surgery.errors import RunError
 
@@ -79,7 +78,7 @@ def _train(spec: RunSpec, config: Path, *, resume: bool, overwrite: bool) -> dic
     from surgery.runs.samples import open_data
 
     folder = RunFolder(Path(spec.output.folder).expanduser())
-    if not resume and os.environ.get("RANK", "0") == "0":  # of the launcher's processes, one
+    if not resume and first_process():
         _make_room(folder, config, overwrite)
     with working("opening the data"):
         data = open_data(spec.data, spec.seed)

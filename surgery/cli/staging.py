@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from surgery.atomic import disk_errors
 from surgery.errors import SurgeryError
 
 
@@ -27,8 +28,8 @@ def folder_for(target: Path, overwrite: bool) -> Iterator[Path]:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
-        yield aside
-        with _writing(target):
+        with _writing(target), disk_errors():
+            yield aside
             target.mkdir(exist_ok=True)
             for file in sorted(aside.iterdir()):
                 _sync(file)
@@ -65,7 +66,7 @@ def _writing(path: Path) -> Iterator[None]:
             "this cannot be written",
             where=str(path),
             why=f"{type(error).__name__}: {error.strerror or error}",
-            remedy="name a place that you may write to and that is not taken",
+            remedy="name a place with room that you may write to and that is not taken",
         ) from error
 
 

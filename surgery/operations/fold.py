@@ -18,6 +18,7 @@ from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.errors import StateError
 from surgery.operations import render
 from surgery.operations.adapted import Adapted
+from surgery.operations.averaging import keep_up
 from surgery.operations.graft import Folded, Patch
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.rollback import replaced_or_nothing
@@ -98,10 +99,11 @@ def fold(model: nn.Module, *, check_inputs: Any = None) -> FoldReport:
             are compared.
 
     Raises:
-        StateError: Nothing is applied, or a folded weight would not be finite. The model is
-            untouched.
+        StateError: Nothing is applied, a folded weight would not be finite, or the model is an average that
+            did not follow a recomposition. The model is untouched.
     """
     model, record = adapted_model(model, "fold")
+    keep_up(model)
     inputs = None if check_inputs is None else example_inputs(model, check_inputs)
     before = _outputs(model, inputs)
     costs: list[FoldedProjection] = []

@@ -53,6 +53,7 @@ def replaced_or_nothing(
         (module, dict(module.grafts())) for _, module in adapted_modules(model)
     ]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    hooks = dict(model._forward_pre_hooks)
     before: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
@@ -69,6 +70,7 @@ def replaced_or_nothing(
             dress(module, grafts)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        model._forward_pre_hooks.update(hooks)
         remember(model, record)
         raise
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from surgery.anatomy.wrappers import unwrap
 from surgery.errors import StateError
 from surgery.operations.adapted import adapted_modules, strip
+from surgery.operations.averaging import detach
 from surgery.operations.plan import Plan
 
 _KEY = "_surgery"
@@ -137,6 +138,7 @@ def release(model: nn.Module, record: Record) -> None:
     """Give every module its plain class and every parameter its flag back; weights stay."""
     for _, module in list(adapted_modules(model)):
         strip(module)
+    detach(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(record.requires_grad.get(name, parameter.requires_grad))
     forget(model)

@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def policy(self) -> Path:
+        """The policy as it was applied, measured ranks included."""
+        return self.path / "policy.yaml"
+
+    @property
     def labels(self) -> Path:
         """Class names by number, a JSON list."""
         return self.path / "labels.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from policies.schema import Strict
 
@@ -36,18 +36,39 @@ class ModelSpec(Strict):
 class PolicySpec(Strict):
     """A policy by name, path or inline, and what is overridden in it.
 
-    Further keys are overrides, as in ``surgery.plan``: rank, adapter, alpha, depth, roles, train, and the
+    Further keys are overrides, as in ``surgery.plan``: adapter, budget, alpha, depth, roles, train, and the
     adapter's own options.
     """
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})
 
     name: str = Field("vit-attn-qv", description="name or path of the policy")
+    rank: Any = Field(
+        None,
+        description="of every adapter, or by depth; auto: each projection's is measured, within the budget, or "
+        "within what the policy's own ranks would train",
+        json_schema_extra={"type": ["integer", "string", "object", "null"]},
+    )
+    batches: int = Field(8, ge=1, le=10**6, description="of training data that rank: auto looks at")
+
+    @field_validator("rank")
+    @classmethod
+    def _is_no_other_word(cls, rank: Any) -> Any:
+        if isinstance(rank, str) and rank != "auto":
+            raise ValueError(
+                f"{rank!r} is no rank: give a number, ranks by depth, or the word auto"
+            )
+        return rank
+
+    @property
+    def measured(self) -> bool:
+        """Whether the data decide the ranks."""
+        return bool(self.rank == "auto")
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Every key but the name."""
-        return dict(self.model_extra or {})
+        """What is laid over the policy."""
+        return (self.model_extra or {}) | ({} if self.measured else {"rank": self.rank})
 
 
 class DataSpec(Strict):

@@ -13,6 +13,8 @@ import transformers
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
+import policies
+from policies import Policy
 from surgery.adapters.recompose import Recomposed
 from surgery.checkpoint import save
 from surgery.errors import RunError
@@ -20,17 +22,16 @@ from surgery.integrations.trainer import RecomposerCallback
 from surgery.operations.apply import apply
 from surgery.operations.summary import summary
 from surgery.runs import checkpoints, training_file
+from surgery.runs.arguments import training_arguments
 from surgery.runs.feed import Feeding, feed
 from surgery.runs.folder import RunFolder
+from surgery.runs.measure import policy_for
 from surgery.runs.progress import ProgressBar
 from surgery.runs.samples import Data, Kind
 from surgery.runs.schema import RunSpec
 from surgery.runs.stopping import EarlyStop, Interrupt
 from surgery.runs.trainer import AdapterTrainer
 from surgery.runs.watch import Watch
-
-LOGGED = 200
-"""Points of the curves in a whole training."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,32 @@ class Run:
         start = _starting_point(folder, self.spec) if resume else None
         folder.make()
         feeding = feed(self.data, self.model, self.spec)
-        apply(self.model, training_file.policy_of(self.spec), seed=self.spec.seed)
+        arguments = training_arguments(self.spec, folder, language=feeding.shifted)
+        policy = self._policy(feeding, arguments.device, folder if start else None)
+        apply(self.model, policy, seed=self.spec.seed)
         self.model.train()
         hands = Hands.of(self.model, self.spec)
-        trainer = _trainer(self.model, self.spec, feeding, folder, hands)
+        trainer = _trainer(self.model, self.spec, feeding, arguments, hands)
         if trainer.is_world_process_zero():
             checkpoints.sweep(folder.checkpoints)
             folder.write(folder.config, training_file.write(self.spec))
+            folder.write(folder.policy, str(policy))
             folder.write(folder.labels, list(self.data.labels))
         with hands.interrupt.listening(), hands.progress:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         if hands.interrupt.asked:
             raise KeyboardInterrupt
         return _write(trainer, hands.watch, folder, self.data.kind)
+
+    def _policy(self, feeding: Feeding, device: torch.device, before: RunFolder | None) -> Policy:
+        """What is applied, the same in every process; a resumed run keeps what it measured."""
+        if before is not None and self.spec.policy.measured:
+            return policies.get(before.policy)
+        from accelerate.utils import broadcast_object_list
+
+        policy = policy_for(self.model, self.spec, feeding, device)
+        (shared,) = broadcast_object_list([policy.to_dict()])
+        return policies.get(shared)
 
 
 @dataclass(frozen=True)
@@ -134,58 +148,12 @@ def _trainer(
     model: nn.Module,
     spec: RunSpec,
     feeding: Feeding,
-    folder: RunFolder,
+    arguments: TrainingArguments,
     hands: Hands,
 ) -> AdapterTrainer:
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    arguments = _arguments(spec, folder, language=feeding.shifted)
     return AdapterTrainer(model, spec, feeding, args=arguments, callbacks=hands.all())
-
-
-def _arguments(spec: RunSpec, folder: RunFolder, *, language: bool) -> TrainingArguments:
-    schedule = spec.schedule
-    strategy = "epoch" if schedule.evaluate_every is None else "steps"
-    watched = "loss" if language else schedule.watch
-    arguments = TrainingArguments(
-        output_dir=str(folder.checkpoints),
-        per_device_train_batch_size=schedule.batch,
-        per_device_eval_batch_size=schedule.batch,
-        gradient_accumulation_steps=schedule.accumulate,
-        num_train_epochs=schedule.epochs,
-        max_steps=schedule.steps or -1,
-        learning_rate=spec.optimizer.lr,
-        lr_scheduler_type=_SHAPES[schedule.shape],
-        warmup_steps=schedule.warmup,
-        max_grad_norm=spec.optimizer.clip,
-        eval_strategy=strategy,
-        eval_steps=schedule.evaluate_every,
-        save_strategy=strategy,
-        save_steps=schedule.evaluate_every or 500,
-        save_total_limit=2,
-        load_best_model_at_end=spec.output.keep == "best",
-        metric_for_best_model=watched,
-        greater_is_better=watched == "accuracy",
-        prediction_loss_only=language,
-        bf16=spec.precision == "bf16",
-        fp16=spec.precision == "fp16",
-        use_cpu=spec.device == "cpu",
-        seed=spec.seed,
-        dataloader_num_workers=spec.data.workers,
-        dataloader_pin_memory=torch.cuda.is_available() and spec.device != "cpu",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        logging_strategy="steps",
-        logging_steps=1 / LOGGED,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would copy the adapters every step
-    return arguments
-
-
-_SHAPES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def _tensorboard(spec: RunSpec) -> TrainerCallback | None:

@@ -14,14 +14,22 @@ from typing import Any
 import timm.optim
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import EvalPrediction, PrinterCallback, Trainer
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from surgery import checkpoint
 from surgery.errors import RunError, StateError, SurgeryError
 from surgery.groups import parameter_groups
 from surgery.runs import checkpoints
-from surgery.runs.feed import Batch, Feeding
+from surgery.runs.feed import Batch, Feed, Feeding
+from surgery.runs.loss import cross_entropy, logits_of
 from surgery.runs.schema import RunSpec
 
 ADAPTER = "adapter.safetensors"
@@ -52,6 +60,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
         )
         self.model_accepts_loss_kwargs = False  # compute_loss below takes the mean of each batch
         self.remove_callback(PrinterCallback)
+        self.add_callback(Epochs(feeding.train))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """timm's optimizer over the groups that adapters want."""
@@ -82,18 +91,10 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """Cross-entropy of the logits, whichever library the model is from."""
-        named = dict(inputs)
-        labels = named.pop("labels")
-        outputs = model(**named)
-        logits = outputs if isinstance(outputs, Tensor) else outputs.logits
-        loss = self._loss(logits, labels)
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.feeding.shifted:
-            logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        logits, labels = logits_of(model, inputs)
         smoothing = self.spec.schedule.label_smoothing if self.model.training else 0.0
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        loss = cross_entropy(logits, labels, shifted=self.feeding.shifted, smoothing=smoothing)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
         """The Trainer's, but a loss that is not finite ends the training.
@@ -140,6 +141,25 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
             if isinstance(error, OSError | RuntimeError | SurgeryError):  # torch.save, safetensors
                 raise _unsaved(folder, error) from error
             raise
+
+
+class Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells the training samples their epoch.
+
+    accelerate's loader does so too, but not when it skips what was seen or deals batches to several processes.
+
+    Args:
+        feed: The samples.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        """Before the loader's workers start."""
+        self._feed.set_epoch(int(state.epoch or 0))
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

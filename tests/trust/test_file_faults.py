@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import surgery
@@ -19,6 +20,7 @@ from exporters.errors import ExportError
 from exporters.peft_bridge import to_peft
 from exporters.staging import stage
 from surgery.adapter_file import read_file
+from surgery.cli.staging import folder_for
 from tests.trust.conftest import Tally
 from tests.trust.faults import contents, disk_full, file_faults, in_child, kill
 from tests.trust.promises import photograph
@@ -190,6 +192,32 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path, tally: Tally) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("name", ["peft", "fold"])
+def test_a_full_disk_that_safetensors_meets(name: str, tmp_path: Path, tally: Tally) -> None:
+    """It says so in an exception of its own, and users see ours."""
+    (tmp_path / "there").write_text("before")
+
+    def peft() -> None:
+        to_peft(adapted("lora"), tmp_path)
+
+    def fold() -> None:
+        with folder_for(tmp_path / "new", overwrite=False) as aside:
+            safetensors.torch.save_file({"a": torch.zeros(999)}, aside / "a.safetensors")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        with pytest.raises(surgery.SurgeryError, match="written") as caught:
+            {"peft": peft, "fold": fold}[name]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "File too large" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    tally["faults"] += 1
 
 
 @pytest.mark.parametrize("name", WRITERS)

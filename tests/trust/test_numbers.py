@@ -186,3 +186,29 @@ def test_adapted_weights_of_negative_zero_come_back() -> None:
         model.out.bias.fill_(0.0)
     surgery.undo(model)
     assert bits(model.out.bias) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_at_every_scale(kind: str, tally: Tally) -> None:
+    """Weights from denormals to the edge: a start, a fold rounded once or refused, and all bits back."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for exponent in (-148, -140, -126, -70, 60, 110, 126):
+            model = build(WHOLE)
+            with torch.no_grad():
+                for weight in (
+                    model.stack[0].mixer.packed.weight,
+                    model.stack[0].mixer.last.weight,
+                ):
+                    weight.copy_(weight.double().clamp(-1, 1) * 2.0**exponent)
+            model.to(dtype)
+            before = photograph(model)
+            try:
+                surgery.apply(model, plan=plan_of(WHOLE, kind), seed=0)
+            except surgery.SurgeryError:
+                assert photograph(model) == before
+                continue
+            assert all(p.isfinite().all() for _, a in adapters_of(model) for p in a.parameters())
+            _fold_right(copy.deepcopy(model), dtype, tally)
+            surgery.undo(model)
+            assert photograph(model) == before
+            tally["cases"] += 1

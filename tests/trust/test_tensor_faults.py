@@ -162,3 +162,49 @@ def test_a_hook_that_fails_in_the_reading(tally: Tally) -> None:
         surgery.apply(model, POLICY, example_inputs=X)
     assert photograph(model) == before
     tally["faults"] += 1
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_hook_that_fails_in_a_step_of_training(where: str, tally: Tally) -> None:
+    """The step can be repeated, and the run is that of one whose hook never failed."""
+    ends = []
+    for fails in (False, True):
+        model = build(WHOLE).train()
+        model.norm.eval()  # its running statistics would see the repeated batch twice
+        before = photograph(model)
+        surgery.apply(model, plan=plan_of(WHOLE, "srlora"), seed=0)
+        calls = iter([False, False, fails, *[False] * 99])
+
+        def fail(*_: object, calls=calls) -> None:
+            if next(calls):
+                raise RuntimeError("mine")
+
+        register = {
+            "forward": model.out.register_forward_hook,
+            "backward": model.out.register_full_backward_hook,
+        }
+        hook = register[where](fail)
+        tally["faults"] += _train_through(model)
+        ends.append(photograph(model)["bits"])
+        hook.remove()
+        found = photograph(surgery.undo(model))
+        assert found["bits"] == before["bits"] and found["classes"] == before["classes"]
+    assert ends[0] == ends[1]
+
+
+def _train_through(model: nn.Module) -> int:
+    """Six steps of SRLoRA; one that fails is repeated. How many did."""
+    optimizer = torch.optim.SGD(surgery.parameter_groups(model), lr=0.01)
+    recomposer = surgery.Recomposer(model, optimizer, total_steps=6)
+    failed = 0
+    while recomposer.steps < 6:
+        optimizer.zero_grad()
+        try:
+            step(model, X)
+        except RuntimeError:
+            failed += 1
+            continue
+        recomposer.step()
+        optimizer.step()
+    assert recomposer.history
+    return failed

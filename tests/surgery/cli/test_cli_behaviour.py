@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from transformers import BertConfig, BertModel
+from typer.testing import CliRunner
 
 from surgery.cli import app, machine
 
@@ -69,11 +71,17 @@ FAILURES = {
     ("inspect", "factories_for_cli:number"): "not a torch module",
     ("inspect", "factories_for_cli:broken"): "ZeroDivisionError: no such luck",
     ("inspect", TIMM, "--set", "colour=red"): "colour",
-    ("inspect", TIMM, "--checkpoint", "nothing.pth"): "nothing.pth",
+    ("inspect", TIMM, "--checkpoint", "nothing.pth"): "hint: check the path",
+    (
+        "inspect",
+        TIMM,
+        "--checkpoint",
+        "factories_for_cli.py",
+    ): "torch.save(model.state_dict(), path)",
+    ("plan", TIMM, *SETTINGS, "-p", "nowhere.yaml"): "(here: surgery policies list)",
     ("plan", TIMM, *SETTINGS, "-p", "vit-attn-vq"): "did you mean 'vit-attn-qv'",
     ("plan", TIMM, *SETTINGS, "-p", "vit-attn-qv", "--rank", "99"): "rank 99",
     ("plan", TIMM, *SETTINGS, "-p", "vit-attn-qv", "--option", "gamma=1"): "gamma",
-    ("plan", TIMM, *SETTINGS, "-p", "nowhere.yaml"): "nowhere.yaml",
     ("fold", TIMM, "nothing.safetensors", "--out", "x", *SETTINGS): "nothing.safetensors",
 }
 
@@ -92,8 +100,6 @@ def test_ctrl_c_is_exit_code_130(run: Run) -> None:
 
 
 def test_debug_raises_what_happened(run: Run) -> None:
-    from typer.testing import CliRunner
-
     result = CliRunner().invoke(app, ["--debug", "inspect", "factories_for_cli:broken"])
     assert isinstance(result.exception.__cause__, ZeroDivisionError)
 
@@ -136,3 +142,21 @@ def test_what_libraries_print_stays_off_stdout(run: Run, tmp_path: Path) -> None
         "from factories_for_cli import tiny\ndef model():\n    print('hello')\n    return tiny(1)\n"
     )
     assert run("inspect", "chatty_for_cli:model", "--json")["sites"]
+
+
+@pytest.mark.parametrize("charset", ["ascii", "cp1252"])
+def test_a_pipe_without_arrows_gets_question_marks(run: Run, charset: str) -> None:
+    """What a Windows pipe and LC_ALL=C are to Python."""
+    words = ["inspect", TIMM, *SETTINGS, "--meta"]
+    result = CliRunner(charset=charset).invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert "32 ? 32" in result.stdout and "attention.query" in result.stdout
+
+
+def test_weights_that_are_cut_short_are_said(run: Run, tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    file = tmp_path / "bert/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    said = run("inspect", "hf:bert", code=1).stderr
+    assert "hint: copy or download the weights again" in said

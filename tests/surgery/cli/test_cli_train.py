@@ -43,6 +43,7 @@ GOOD, BAD, OTHER = (
     ["the", "film", "was"],
 )
 
+SETTINGS = [word for k, v in SIZES.items() for word in ("--set", f"{k}={v}")]
 IMAGES: dict[str, Any] = {
     "model": {"name": "timm:vit_tiny_patch16_224", "set": SIZES},
     "policy": {"name": "vit-attn-qv", "rank": 2},
@@ -162,6 +163,19 @@ def test_texts_without_labels_are_learned(run: Run, texts: Path, tmp_path: Path)
     assert losses[-1] < losses[0] and "accuracy" not in metrics["validation"]
 
 
+def test_a_training_file_is_planned_with_the_ranks_that_its_data_ask_for(
+    run: Run, images: Path, tmp_path: Path
+) -> None:
+    write(images, IMAGES, policy={"rank": "auto", "budget": "200"})
+    made = run("plan", "c.yaml", "--out", "measured.yaml", "--json")
+    ranks = [o["adapter"]["rank"] for o in made["operations"]]
+    assert made["train"]["head"] and sum(ranks) * 33 <= 200 < (sum(ranks) + 1) * 33
+    again = run("plan", "timm:vit_tiny_patch16_224", "-p", "measured.yaml", *SETTINGS, "--json")
+    assert again["operations"] == made["operations"]
+    assert "that is not taken" in run("plan", "c.yaml", "--out", "measured.yaml", code=1).stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_is_not_trained_over(run: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "runs/colours/checkpoints").mkdir(parents=True)
     assert "--resume goes on with it, --overwrite" in run("train", "c.yaml", code=1).stderr
@@ -193,6 +207,8 @@ def test_a_mistake_is_a_line_and_a_hint(run: Run, images: Path, case: str) -> No
     [
         ("train",),
         ("train", "c.yaml", "--resume", "--overwrite"),
+        ("plan", "c.yaml", "--rank", "4"),
+        ("plan", "timm:vit_tiny_patch16_224"),
         ("fold", "c.yaml", "adapter.safetensors"),
         ("fold", "timm:vit_tiny_patch16_224"),
         ("fold", "timm:vit_tiny_patch16_224", "adapter.safetensors"),
@@ -277,15 +293,29 @@ def test_ctrl_c_is_130_and_leaves_a_checkpoint(run: Run, images: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_run(run: Run, images: Path, tmp_path: Path) -> None:
-    """torchrun sets what accelerate launch sets, and starts two processes on a CPU as well."""
-    write(images, IMAGES, schedule={"epochs": 2, "batch": 4})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+def test_two_processes_train_as_one_does(run: Run, images: Path, tmp_path: Path) -> None:
+    """Half the batch each: the same images, augmented alike, the same switches, the same weights."""
+    policy = {"adapter": "srlora", "target_rank": 8}
+    common: dict[str, Any] = {"policy": policy, "data": {"augment": True, "split": 0.2}}
+    for name, batch in (("one", 8), ("two", 4)):
+        output = {"folder": f"runs/{name}", "tensorboard": False}
+        schedule = {"epochs": 3, "batch": batch}
+        write(tmp_path / f"{name}.yaml", IMAGES, **common, schedule=schedule, output=output)
+    run("train", "one.yaml")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     done = subprocess.run(
-        [*launch, "-m", "surgery.cli", "train", "c.yaml", "--json"],
+        [*launch, "--num_processes", "2", "-m", "surgery.cli", "train", "two.yaml", "--json"],
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)  # one process speaks
+    assert done.stderr.count("note: the weights are random") == 1
     assert metrics["processes"] == 2 and metrics["steps"] == 6
-    assert (tmp_path / "runs/colours/adapter.safetensors").is_file()
+    one, two = (tmp_path / f"runs/{name}" for name in ("one", "two"))
+    ours, theirs = (safetensors.torch.load_file(f / "adapter.safetensors") for f in (one, two))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=1e-5, atol=1e-5)
+    layers = [json.loads((f / "layers.json").read_text())["layers"] for f in (one, two)]
+    switches = [[layer["switches"] for layer in each.values()] for each in layers]
+    assert switches[0] == switches[1] and any(switches[0])

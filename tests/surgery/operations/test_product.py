@@ -192,6 +192,7 @@ def test_compiled_without_a_graph_break() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode
 def test_transforms_of_functions_see_through_it() -> None:
     module, x = adapted({"query": 0}), torch.randn(4, 6)
     torch.testing.assert_close(torch.vmap(module)(x), module(x))

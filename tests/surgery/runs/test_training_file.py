@@ -31,7 +31,7 @@ BAD = {
     "number": ("lr: 0.001", "lr: -1", 6, "greater than 0", "--schema"),
     "model": ("timm:vit_tiny_patch16_224", "resnet", 1, "is none of timm:NAME", "--schema"),
     "policy": ("vit-attn-qv", "vit-attn-vq", 2, "the names are", "did you mean 'vit-attn-qv'"),
-    "override": ("rank: 4", "rank: many", 2, "rank", "json_schema"),
+    "override": ("rank: 4", "rank: many", 2, "rank", "--schema"),
     "optimizer": ("  lr: 0.001", "  name: adamv", 6, "list_optimizers", "did you mean 'adam"),
     "source": ("  images: flowers", "  text: x", 3, "give one of images, dataset, table", ""),
     "twice": ("  images: flowers", "  images: a\n  images: b", 5, "given twice", "mend"),
