@@ -4,8 +4,9 @@
 
 Needs ``pip install peft``. Models are randomly initialised: no time depends on the weights. The
 floor is the frozen model with gradients flowing from the first block on; every case gets the same
-gradient there. Cases take turns, every figure is a median over rounds, and ratios are taken within a round.
-The clock is CPU time on one thread, which other work on the machine disturbs less than wall time.
+gradient there. ``least`` makes the gradients of the factors and nothing else: no LoRA can cost less.
+Cases take turns, every figure is a median over rounds, and ratios are taken within a round. The clock is
+CPU time on one thread, which other work on the machine disturbs less than wall time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 import surgery
 from benchmarks.record import keep, load
+from benchmarks.speed_least import least
 from benchmarks.speed_subjects import Subject, subjects
 
 ROLES = {
@@ -102,6 +104,7 @@ def training(
     modules = sorted({operation.projection.module for operation in plan.operations})
     cases = {
         "floor": Case(subject.make().requires_grad_(False)),
+        "least": Case(least(subject.make(), plan)),
         "peft": Case(with_peft(subject.make(), modules, rank)),
     }
     for kind in OURS:
@@ -237,7 +240,7 @@ def timed(call: Callable[[], object]) -> float:
 
 def show(figures: dict[str, Any]) -> None:
     """Two tables: overhead above the floor with what is kept, and the operations."""
-    names = ("peft", *OURS)
+    names = ("least", "peft", *OURS)
     table = Table("model", "targets", "r", "floor", *names, title="over the floor, MB kept")
     for row in figures["training"]:
         cells = (f"{c['overhead']:+.1%}, {c['kept_mb']}" for c in map(row["cases"].get, names))
