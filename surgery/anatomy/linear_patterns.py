@@ -124,12 +124,8 @@ def _side(seen: str, own: str, result: str) -> Layout | None:
     summed = [letter for letter in own if letter in seen and letter not in result]
     kept = [letter for letter in own if letter not in seen and letter in result]
     others = [letter for letter in seen if letter not in own]
-    if (
-        not summed
-        or not kept
-        or len(summed) + len(kept) < len(own)
-        or not set(others) <= set(result)
-    ):
+    each = len(summed) + len(kept) == len(own) and set(others) <= set(result)
+    if not summed or not kept or not each:
         return None
     if list(own) == summed + kept and len(summed) == 1:
         return Layout.IN_OUT

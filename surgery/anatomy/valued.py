@@ -28,7 +28,6 @@ from torch.utils import _pytree as pytree
 
 _check: Any = fake_utils._check_fake_real_tensors
 _tell_unbacked: Any = proxy_tensor._set_unbacked_bindings
-_VALUES = ("real_tensor_prop_unbacked_vals", "unbacked_var_to_val")  # torch 2.12 renamed it
 
 
 @contextmanager
@@ -94,10 +93,7 @@ def _number(value: Any) -> Any:
     """The number behind a symbolic one."""
     if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return value
-    environment = value.node.shape_env
-    seen = next(
-        found for name in _VALUES if (found := getattr(environment, name, None)) is not None
-    )
+    seen = value.node.shape_env.real_tensor_prop_unbacked_vals
     number = sympy.sympify(value.node.expr).xreplace(seen)
     if isinstance(value, torch.SymBool):
         return bool(number)
