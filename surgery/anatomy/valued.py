@@ -93,7 +93,8 @@ def _number(value: Any) -> Any:
     """The number behind a symbolic one."""
     if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return value
-    seen = value.node.shape_env.real_tensor_prop_unbacked_vals
+    environment: Any = value.node.shape_env
+    seen = environment.real_tensor_prop_unbacked_vals
     number = sympy.sympify(value.node.expr).xreplace(seen)
     if isinstance(value, torch.SymBool):
         return bool(number)
