@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 SECTIONS = {
     "life_of_a_model": 8.0,
     "hostile_files": 12.0,
+    "corpus": 12.0,
     "numbers": 34.0,
     "tensor_faults": 10.0,
     "file_faults": 5.0,

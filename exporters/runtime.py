@@ -94,7 +94,8 @@ def open_session(
 
     Raises:
         ExportError: If the first provider is not there (ONNX Runtime itself would quietly run on
-            the CPU), or if ONNX Runtime is installed twice or not at all.
+            the CPU), if ONNX Runtime is installed twice or not at all, or if it refuses the file: weights
+            that lie beside it are missing, cut short or elsewhere.
     """
     require_runtime()
     import onnxruntime as ort
@@ -114,16 +115,22 @@ def open_session(
         }
         for key, value in entries.items():
             session_options.add_session_config_entry(key, value)
-    session = ort.InferenceSession(
-        os.fspath(path),
-        session_options,
-        providers=list(options.providers),
-        provider_options=[
-            dict(options.provider_options) if place == 0 else {}
-            for place in range(len(options.providers))
-        ],
-        disabled_optimizers=list(options.disabled_optimizers),
-    )
+    by_place = [dict(options.provider_options)] + [{} for _ in options.providers[1:]]
+    try:
+        session = ort.InferenceSession(
+            os.fspath(path),
+            session_options,
+            providers=list(options.providers),
+            provider_options=by_place,
+            disabled_optimizers=list(options.disabled_optimizers),
+        )
+    except Exception as error:  # onnxruntime's classes have no common root of their own
+        raise ExportError(
+            "ONNX Runtime cannot open the file",
+            where=os.fspath(path),
+            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            remedy="put the weights that lie beside a file (NAME.onnx.data) where the file lies, or export anew",
+        ) from error
     # A provider may be built in and still fail to load its libraries.
     _require_provider(options.providers[0], session.get_providers())
     return session

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -20,7 +23,7 @@ from torch import nn
 
 import policies
 import surgery
-from exporters import from_peft
+from exporters import from_peft, open_session
 from exporters.peft_bridge import to_peft
 from surgery import adapter_file
 from surgery.operations.plan import Plan
@@ -402,6 +405,47 @@ def test_adapter_names(tally: Tally) -> None:
             tally["cases"] += 1
 
     holds()
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file with its weights beside it."""
+    weight = onnx.numpy_helper.from_array(torch.randn(64, 64).numpy(), "w")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g",
+        [value("x", 1, ["n", 64])], [value("y", 1, ["n", 64])], [weight],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    path = tmp_path_factory.mktemp("onnx") / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="m.onnx.data")
+    assert open_session(path).run(None, {"x": np.ones((1, 64), "float32")})
+    return path
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "elsewhere", "a folder"])
+def test_onnx_files_without_their_weights(
+    damage: str, model_file: Path, tmp_path: Path, tally: Tally
+) -> None:
+    folder = tmp_path / "below"
+    shutil.copytree(model_file.parent, folder)
+    path, data = folder / "m.onnx", folder / "m.onnx.data"
+    if damage == "cut":
+        data.write_bytes(data.read_bytes()[:100])
+    elif damage == "elsewhere":
+        data.rename(tmp_path / "secret")
+        model = onnx.load(path, load_external_data=False)
+        model.graph.initializer[0].external_data[0].value = "../secret"
+        path.write_bytes(model.SerializeToString())
+    else:
+        data.unlink()
+        data.mkdir() if damage == "a folder" else None
+    before = contents(folder)
+    error = refusal(lambda: open_session(path))
+    assert error is not None and "cannot open" in error.what and len(str(error)) < 1000
+    assert contents(folder) == before
+    tally["files"] += 1
 
 
 @pytest.fixture(scope="module")
