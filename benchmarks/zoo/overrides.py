@@ -71,6 +71,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mask2former": {"feature_size": 64, "mask_feature_size": 64, "hidden_dim": 64,
                     "backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]}},
     "moonshine_streaming": {"num_key_value_heads": 4},
+    "kosmos-2": {"latent_query_num": 4},
+    "nemotron": {"num_key_value_heads": 2},
     "oneformer": {"backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]}},
     "pp_doclayout_v3": {"backbone_config": _HGNET} | _LEVELS,
     "pp_doclayout_v4": {"backbone_config": _HGNET} | _LEVELS,

@@ -114,6 +114,26 @@ def _oneformer(config: Any) -> Inputs:
     }
 
 
+def _patches(config: Any) -> Inputs:
+    """Two images of 4 x 4 patches, each patch of two frames in a row."""
+    values = 2 * 3 * config.patch_size**2
+    return {
+        "pixel_values": torch.rand(32, values),
+        "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
+    }
+
+
+def _kosmos2(config: Any) -> Inputs:
+    places = torch.zeros(2, _TOKENS, dtype=torch.bool)
+    places[:, 1 : 1 + config.latent_query_num] = True
+    return {
+        "pixel_values": torch.rand(2, 3, 32, 32),
+        "input_ids": _ids(),
+        "image_embeds_position_mask": places,
+        "attention_mask": _ones(2, _TOKENS),
+    }
+
+
 _MAKERS: dict[str, Callable[[Any], Inputs]] = {
     "audioflamingo3_encoder": _audioflamingo3,
     "blip_2_qformer": _qformer,
@@ -134,7 +154,19 @@ _MAKERS: dict[str, Callable[[Any], Inputs]] = {
     "granite_speech5_encoder": lambda config: {"input_features": torch.randn(2, 40, 320)},
     "idefics": _idefics,
     "informer": _series,
+    "kosmos-2": _kosmos2,
     "lxmert": _lxmert,
+    "muse_glimmer_assistant": lambda config: {
+        "noise_embeds": torch.randn(2, 8, config.hidden_size),
+        "context_hidden_states": torch.randn(2, 8, 2 * config.hidden_size),
+    },
+    "muse_glimmer_vision": _patches,
+    "muse_spark_audio": lambda config: {"input_values": torch.randn(2, 4800)},
+    "muse_spark_vision": _patches,
+    "nemotron3_5_transcribe_audio": lambda config: _heard(160, 80, "input_features_mask"),
+    "nemotron3_5_transcribe_word_timestamp": lambda config: {
+        "inputs_embeds": torch.randn(2, _TOKENS, config.hidden_size)
+    },
     "oneformer": _oneformer,
     "perceiver": lambda config: {"inputs": torch.randn(2, _TOKENS, config.d_model)},
     "qwen3_asr_encoder": lambda config: {
