@@ -187,7 +187,11 @@ FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
     "policy": ({"policy": "vit-attn-vq"}, "no policy named", "'vit-attn-qv'"),
     "key": ({"optimizer": {"lrr": 1}}, "c.yaml:", "'lr'"),
     "rank": ({"policy": {"name": "vit-attn-qv", "rank": 99}}, "rank 99", "rank=32"),
-    "checkpoint": ({"model": {**IMAGES["model"], "checkpoint": "x.pth"}}, "x.pth", "state dict"),
+    "checkpoint": (
+        {"model": {**IMAGES["model"], "checkpoint": "x.pth"}},
+        "x.pth",
+        "check the path",
+    ),
     "options": ({"optimizer": {"options": {"colour": 1}}}, "does not take these", "leave out"),
 }
 

@@ -24,6 +24,8 @@ from surgery.runs.trainer import Epochs
 
 from .conftest import Trained, run, spec, vit
 
+BEFORE = signal.getsignal(signal.SIGINT)
+
 
 def folder(asked: RunSpec) -> RunFolder:
     return RunFolder(Path(asked.output.folder))
@@ -141,7 +143,7 @@ def test_a_training_that_diverges_says_so(trained: Trained, tmp_path: Path) -> N
 
 
 def test_the_handlers_are_put_back(trained: Trained) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is BEFORE
 
 
 def test_every_epoch_sees_images_of_its_own_in_every_process(trained: Trained) -> None:
