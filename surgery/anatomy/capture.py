@@ -6,7 +6,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from typing import Any, Literal
 
 import torch
@@ -58,10 +58,7 @@ def capture(
                     model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
                 )
             if _writes_in_place(program):
-                # What held for known values alone may not be traced again without them. A write that is
-                # not seen leaves a role unresolved, which is told.
-                with suppress(*([] if values == "any" else [Exception])):
-                    program = program.run_decompositions({})
+                program = _functional(program, values)
             if values == "all":
                 settle_sizes(program)
             return program
@@ -87,28 +84,35 @@ def capture_for_reading(
     ways += ["integers"] if has_known_integers(model, args, kwargs) else []
     ways += ["all"] if has_real_values(model, args, kwargs) else []
     stopped: CaptureError | None = None
-    for values in ways:
-        try:
-            program = capture(model, args, kwargs, values=values)
-            refuse_open_shapes(program, model)
-            return program, values
-        except CaptureError as error:
-            stopped = stopped or error
+    with model.register_forward_hook(_tensors_only):
+        for values in ways:
+            try:
+                program = capture(model, args, kwargs, values=values)
+                refuse_open_shapes(program, model)
+                return program, values
+            except CaptureError as error:
+                stopped = stopped or error
     assert stopped is not None
     raise stopped
 
 
-@contextmanager
 def _knowing(
     values: Values, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.callback(model.register_forward_hook(_tensors_only).remove)
-        if values == "integers":
-            stack.enter_context(known_integers(model, args, kwargs))
-        elif values == "all":
-            stack.enter_context(real_values())
-        yield
+) -> AbstractContextManager[None]:
+    if values == "integers":
+        return known_integers(model, args, kwargs)
+    return real_values() if values == "all" else nullcontext()
+
+
+def _functional(program: ExportedProgram, values: Values) -> ExportedProgram:
+    """Without writes in place, where that can be; a write that is not seen leaves a role unresolved, which is told."""
+    try:
+        made: ExportedProgram = program.run_decompositions({})
+        return made
+    except Exception:
+        if values == "any":
+            raise
+        return program  # what held for known values alone may not be traced again without them
 
 
 def _tensors_only(model: nn.Module, args: Any, output: Any) -> Any:

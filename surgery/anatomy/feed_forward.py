@@ -52,8 +52,9 @@ def _match(down: LinearRead, flow: Flow, taken: set[LinearRead]) -> FeedForwardR
         return None
     if len(sources) == 2:
         return _gated_by_two(sources, down, region, flow)
-    rows = rows_reaching(sources[0], [down.x], flow)[0] if packed else _whole(sources[0])
-    if packed and rows == _whole(sources[0]):
+    whole = _whole(sources[0])
+    rows = rows_reaching(sources[0], [down.x], flow)[0] if packed else whole
+    if packed and rows == whole:
         return None  # what attention reads, too, is no row of a feed-forward packed beside it
     return _by_one(sources[0], down, region, rows, flow)
 

@@ -103,9 +103,7 @@ class Reading:
         merged: dict[object, AttentionSite] = {}
         for run, site in enumerate(self.sites):
             projections = self._site_projections(site)
-            key = (
-                projections or run
-            )  # attention without a linear is still one, and none is like another
+            key = projections or run  # no two attentions without a linear are one site
             found = merged.get(key)
             notes = (*site.core.notes, *site.remarks, *site.problems)
             merged[key] = (

@@ -65,7 +65,8 @@ class Replay:
             stop_after: Number of events that the control run makes.
         """
         step = min((self._first_use.get(_place(weight), 0) for weight in weights), default=0)
-        self.faithful = self.faithful and self._same_events(step, stop_after)
+        if step and self.faithful:
+            self.faithful = self._same_events(step, stop_after)
         return step if self.faithful else 0
 
     def run(self, step: int, stop_after: int) -> list[Event]:
@@ -75,9 +76,12 @@ class Replay:
             step: What :meth:`start` returned for the weights that have been changed.
             stop_after: Number of events after which the run ends.
         """
-        if not step:
-            return watching(self.call, AttentionWatch(stop_after))
-        return self._again(step, stop_after)
+        if step and self.faithful:
+            try:
+                return self._again(step, stop_after)
+            except Exception:
+                self.faithful = False  # a module keeps state that the control run has used up
+        return watching(self.call, AttentionWatch(stop_after))
 
     def _record(self) -> list[Event]:
         watcher, clock = AttentionWatch(), _Clock(self._first_use)

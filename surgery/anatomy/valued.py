@@ -67,7 +67,7 @@ def has_real_values(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
 
 def settle_sizes(program: ExportedProgram) -> None:
     """Write the numbers that were seen for sizes that follow from values, in place."""
-    for node in list(program.graph.nodes):
+    for node in program.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
             _replace(node, _number(value))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from exporters.capture import capture
 from exporters.inputs import collect
+from surgery.errors import CaptureError
 
 
 class Attention(nn.Module):
@@ -43,3 +44,15 @@ def test_attention_is_captured_over_four_dimensions(shape, mask, options):
     (node,) = [n for n in captured.program.graph.nodes if "scaled_dot" in str(n.target)]
     assert node.meta["val"].ndim == 4
     torch.testing.assert_close(captured.program.module()(x=x), model(x))
+
+
+class Remembers(nn.Module):
+    """Returns an object that no graph can hold."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, object]:
+        return x.sin(), object()
+
+
+def test_an_output_that_a_file_cannot_hold_is_refused_and_not_left_out():
+    with pytest.raises(CaptureError, match="Remembers"):
+        capture(Remembers(), collect(Remembers(), torch.randn(2, 4)))

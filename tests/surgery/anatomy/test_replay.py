@@ -151,6 +151,33 @@ def test_what_a_module_writes_elsewhere_is_missed_and_noticed() -> None:
     assert len(replay.run(0, 3)) == 2
 
 
+class Spare(Writer):
+    """Leaves a number behind for the second block, and one to spare from the start."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.append(1)
+        return Block.forward(self, x)
+
+
+class Taking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.log = Spare(), Block(), [1]
+        self.first.log = self.log
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x * self.log.pop())
+
+
+def test_state_that_the_control_run_used_up_is_made_anew() -> None:
+    model, x = Taking().eval(), torch.randn(2, 6, WIDTH)
+    replay = Replay(model, lambda: model(x))
+    start = replay.start([model.second.qkv.weight], 3)
+    assert start and replay.faithful
+    assert len(replay.run(start, 3)) == 2 and not replay.faithful
+
+
 class Alternating(nn.Module):
     """Takes another way in every second run: no recorded call can stand for the next."""
 
