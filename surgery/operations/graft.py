@@ -170,7 +170,7 @@ class Graft(nn.ModuleDict):
     def _untouched(self, base: Tensor, target: Tensor) -> list[Patch]:
         """Rows without an adapter as they were: correcting may have turned -0.0 into 0.0 there."""
         rest = rest_of(tuple(run for rows in self._rows.values() for run in rows), self.total)
-        return [(target[a : a + n], base[a : a + n].clone()) for a, n in rest]
+        return [(target[a:b], base[a:b].clone()) for a, b, _ in rest]
 
     def _plus_corrections(self, weight: Tensor) -> Tensor:
         parts: list[tuple[str, Tensor]] = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from surgery.anatomy.provenance import to_runs
 from surgery.anatomy.types import Layout, Rows
 
 
@@ -109,10 +110,9 @@ def runs_of(rows: Rows) -> list[tuple[int, int]]:
     return runs
 
 
-def rest_of(rows: Rows, total: int) -> list[tuple[int, int]]:
-    """The channels of ``total`` that are in none of ``rows``, as runs ``(start, length)``."""
-    taken = set(indices(rows))
-    return runs_of(tuple((c, c + 1, 1) for c in range(total) if c not in taken))
+def rest_of(rows: Rows, total: int) -> Rows:
+    """The channels of ``total`` that are in none of ``rows``."""
+    return to_runs(set(range(total)) - set(indices(rows)))
 
 
 def _grid(count: int, period: int, held: list[tuple[Block, Tensor]], dim: int) -> Tensor:
