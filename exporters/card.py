@@ -15,7 +15,6 @@ from torch import nn
 
 from exporters.metadata import PREFIX
 from exporters.report import ExportReport, FileReport
-from exporters.runtime import SessionOptions
 
 SUFFIX = ".md"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -50,7 +49,7 @@ def write(folder: Path, report: ExportReport, facts: Mapping[str, str], model: n
         fused=report.fused,
         sites=len(report.sites),
         files=[_row(folder / file.path.name, file) for file in report.files],
-        providers=_providers(report.files[0].session_options),
+        providers=report.files[0].session_options.told(),
         values=list(_values(first)),
         preprocessing=None if settings is None else _one_key_a_line(settings),
         notes=report.notes,
@@ -96,13 +95,6 @@ def _row(staged: Path, file: FileReport) -> dict[str, Any]:
         "sha256": _sha256(staged),
         "verdict": _verdict(file),
     }
-
-
-def _providers(options: SessionOptions) -> list[Any]:
-    """As ONNX Runtime takes them: names, and what the first is told."""
-    first, *others = options.providers
-    told = dict(options.provider_options)
-    return [(first, told) if told else first, *others]
 
 
 def _verdict(file: FileReport) -> str:

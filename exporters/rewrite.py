@@ -168,6 +168,12 @@ class Rewriter:
         self._constants.append((value, node))
         return node
 
+    def linear(self, name: str, x: fx.Node, weight: Tensor, bias: Tensor | None) -> fx.Node:
+        """``x weight^T + bias`` here, its constants named after ``name``."""
+        matrix = self.constant(f"{name}.weight", weight)
+        vector = None if bias is None else self.constant(f"{name}.bias", bias)
+        return self.node(aten.linear.default, x, matrix, vector)
+
     def parameter(self, name: str, value: Tensor) -> fx.Node:
         """Add a constant of a name of its own.
 

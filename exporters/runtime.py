@@ -45,6 +45,11 @@ class SessionOptions:
     disabled_optimizers: tuple[str, ...] = ()
     provider_options: Mapping[str, str] = field(default_factory=dict)
 
+    def told(self) -> list[str | tuple[str, dict[str, str]]]:
+        """The providers as ONNX Runtime takes them: names, the first with what it is told, if that is anything."""
+        first, *others = self.providers
+        return [(first, dict(self.provider_options)) if self.provider_options else first, *others]
+
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         told = {"provider_options": dict(self.provider_options)} if self.provider_options else {}
@@ -115,13 +120,11 @@ def open_session(
         }
         for key, value in entries.items():
             session_options.add_session_config_entry(key, value)
-    by_place = [dict(options.provider_options)] + [{} for _ in options.providers[1:]]
     try:
         session = ort.InferenceSession(
             os.fspath(path),
             session_options,
-            providers=list(options.providers),
-            provider_options=by_place,
+            providers=options.told(),
             disabled_optimizers=list(options.disabled_optimizers),
         )
     except Exception as error:  # onnxruntime's classes have no common root of their own

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx
 
 from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal
 from exporters.patterns.heads import Gathered, Heads, one_input, trace_heads, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
+from exporters.patterns.packed import side_by_side
 from exporters.patterns.scores import Scores, ScoresPattern, uncapped
 from exporters.patterns.sdpa import ScaledDotProduct
 from exporters.patterns.softmax import SoftmaxBetweenProducts
@@ -135,18 +135,18 @@ class AttentionPattern:
         scores: Scores,
         mask: MaskReading,
     ) -> AttentionMatch:
-        bias = torch.cat([h.bias for h in heads])
+        packed = side_by_side(x, heads)
         query, key, value = (len(h.bias) for h in heads)
         return AttentionMatch(
             x,
             gathered,
-            torch.cat([h.weight for h in heads]).T.contiguous(),
-            bias if bias.any() else None,
+            packed.weight.T.contiguous(),
+            packed.bias,
             heads[0].heads,
             (query, key, value),
             scores.scale,
             MaskReading(mask.causal or scores.causal, mask.padding, mask.bias),
-            len({h.linear for h in heads}),
+            packed.products,
         )
 
 

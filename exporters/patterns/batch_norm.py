@@ -103,10 +103,10 @@ class BatchNormPattern:
         before = _product_before(x, graph)
         if before is not None:
             return BatchNormMatch(node, x, (before.after(factor, offset),))
-        readers = list(_products_after(node, graph))
-        if not readers or None in readers:
+        after = list(_products_after(node, graph))
+        if not after or None in after:
             return Refusal("neither what makes its input nor all that reads it are plain products")
-        return BatchNormMatch(node, x, tuple(p.behind(factor, offset) for p in readers if p))
+        return BatchNormMatch(node, x, tuple(p.behind(factor, offset) for p in after if p))
 
 
 def _change(node: fx.Node, constants: Evaluator) -> tuple[Tensor, Tensor]:

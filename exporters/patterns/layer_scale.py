@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx
 
 from exporters.evaluate import Evaluator, NotConstantError
@@ -32,12 +31,8 @@ class LayerScaleMatch:
 
     def write(self, rewriter: Rewriter) -> None:
         """Put one linear in place of both."""
-        weight = rewriter.constant(f"{self.product.name}.weight", self.weight)
-        bias = (
-            None if self.bias is None else rewriter.constant(f"{self.product.name}.bias", self.bias)
-        )
         with rewriter.before(self.product):
-            linear = rewriter.node(torch.ops.aten.linear.default, self.x, weight, bias)
+            linear = rewriter.linear(self.product.name, self.x, self.weight, self.bias)
         rewriter.replace(self.product, linear)
 
 

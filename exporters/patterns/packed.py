@@ -32,9 +32,7 @@ class Packed:
 
     def write(self, rewriter: Rewriter, module: str) -> fx.Node:
         """(batch, length, query + key + value)."""
-        weight = rewriter.constant(f"{module}.packed.weight", self.weight)
-        bias = None if self.bias is None else rewriter.constant(f"{module}.packed.bias", self.bias)
-        return rewriter.node(torch.ops.aten.linear.default, self.x, weight, bias)
+        return rewriter.linear(f"{module}.packed", self.x, self.weight, self.bias)
 
 
 def pack(operands: Sequence[fx.Node], graph: Graph) -> Packed | Refusal:
@@ -48,6 +46,11 @@ def pack(operands: Sequence[fx.Node], graph: Graph) -> Packed | Refusal:
     x = one_input(heads, shape_of(operands[0]))
     if isinstance(x, Refusal):
         return x
+    return side_by_side(x, heads)
+
+
+def side_by_side(x: fx.Node, heads: Sequence[Heads]) -> Packed:
+    """The projections of one input as one."""
     bias = torch.cat([h.bias for h in heads])
     weight = torch.cat([h.weight for h in heads])
     return Packed(x, weight, bias if bias.any() else None, len({h.linear for h in heads}))

@@ -39,10 +39,8 @@ class Siblings:
 
     def write(self, rewriter: Rewriter, module: str) -> None:
         """Put one linear and a split before the first of them."""
-        weight = rewriter.constant(f"{module}.joined.weight", self.weight)
-        bias = None if self.bias is None else rewriter.constant(f"{module}.joined.bias", self.bias)
         with rewriter.before(self.linears[0]):
-            joined = rewriter.node(aten.linear.default, self.x, weight, bias)
+            joined = rewriter.linear(f"{module}.joined", self.x, self.weight, self.bias)
             parts = rewriter.node(aten.split_with_sizes.default, joined, list(self.sizes), -1)
             for number, linear in enumerate(self.linears):
                 rewriter.replace(linear, rewriter.node(getitem, parts, number))
