@@ -32,7 +32,7 @@ from torch import nn
 
 import exporters
 from benchmarks.export_subjects import SUBJECTS, Subject
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, keep, load
 from exporters.inputs import Inputs
 from exporters.parity import relative_error
 from exporters.runtime import optimized_operators, recommended_options, run
@@ -225,8 +225,7 @@ def main() -> None:
 
 
 def _keep(key: str, found: dict[str, Any]) -> None:
-    path = RESULTS / "export.json"
-    before = json.loads(path.read_text())["figures"] if path.exists() else {}
+    before = load("export") if (RESULTS / "export.json").exists() else {}
     keep("export", {**before, key: found})
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.export_whole timm [--resume] [--only GLOB] [--seconds 300]
     python -m benchmarks.export_whole transformers --resume
 
-Which models these are, ``benchmarks/results/zoo_<library>.json`` says, of timm one of each family. Tiny
+Which models these are, ``benchmarks/results/zoo_<library>.json`` says, one of each family or type. Tiny
 random instances, made as the zoo makes them. Each result is kept in
 ``benchmarks/results/export_<library>.json`` before the next model starts; ``--resume`` goes on from there,
 ``--retry`` tries again what failed.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import signal
 import tempfile
 import warnings
@@ -27,7 +26,7 @@ from rich.console import Console
 
 import exporters
 from benchmarks.export_zoo import as_table, outcome
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, keep, load
 from benchmarks.zoo.examine import enliven
 from benchmarks.zoo.libraries import library
 
@@ -35,11 +34,8 @@ _READ = ("proved", "partial")
 
 
 def names(zoo: str) -> list[str]:
-    """The models that the anatomy reads: the first proved one of each timm family, every transformers type."""
-    kept = json.loads((RESULTS / f"zoo_{zoo}.json").read_text(encoding="utf-8"))
-    found = [m for m in kept["figures"]["models"] if m["status"] in _READ]
-    if zoo != "timm":
-        return [m["model"] for m in found]
+    """The first model that the anatomy reads of each timm family or transformers type, its base before its heads."""
+    found = [m for m in load(f"zoo_{zoo}")["models"] if m["status"] in _READ]
     return list({m["family"]: m["model"] for m in reversed(found)}.values())[::-1]
 
 
@@ -98,7 +94,7 @@ def main() -> None:
     title, everything = f"export_{given.zoo}", names(given.zoo)
     path, figures = RESULTS / f"{title}.json", {}
     if path.exists() and (given.resume or given.retry or given.only != "*"):
-        figures = json.loads(path.read_text(encoding="utf-8"))["figures"]["results"]
+        figures = load(title)["results"]
     known = {n for n, f in figures.items() if f["passed"] or not given.retry}
     known &= set(figures) if given.resume or given.retry else set()
     for name in everything:

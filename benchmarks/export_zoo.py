@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 import exporters
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, keep, load
 from surgery.errors import SurgeryError
 
 _SMALL = {
@@ -212,7 +211,7 @@ def main(chosen: list[str]) -> None:
     resume = "--resume" in chosen
     chosen = [name for name in chosen if name != "--resume"]
     going_on = path.exists() and (resume or chosen)
-    figures = json.loads(path.read_text())["figures"] if going_on else {}
+    figures = load("export_zoo") if going_on else {}
     for name in chosen or known:
         if resume and name in figures:
             continue
