@@ -75,15 +75,19 @@ class Preprocess(nn.Module):
         image_size: Side of the model's input in pixels.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, image_size: int) -> None:
         super().__init__()
         config: dict[str, Any] = resolve_data_config(model=model)
         self.size, self.mode = image_size, config["interpolation"]
-        self.mean = torch.tensor(config["mean"]).reshape(3, 1, 1)
-        self.std = torch.tensor(config["std"]).reshape(3, 1, 1)
+        for name in ("mean", "std"):
+            value = torch.tensor(config[name]).reshape(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(n, 28, 28) uint8 -> (n, 3, size, size) fp32."""
+        """(n, height, width) uint8 -> (n, 3, size, size) fp32."""
         grey = pixels[:, None].float() / 255
         large = F.interpolate(grey, size=(self.size, self.size), mode=self.mode, antialias=True)
         return (large.clamp(0, 1) - self.mean) / self.std

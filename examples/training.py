@@ -75,10 +75,10 @@ def fine_tune(
     """
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    batches = _batches(len(images), recipe.batch, torch.Generator().manual_seed(seed))
+    order = batches(len(images), recipe.batch, torch.Generator().manual_seed(seed))
     losses = []
     model.train()
-    for _, index in zip(range(recipe.steps), batches, strict=False):
+    for _, index in zip(range(recipe.steps), order, strict=False):
         batch = images[index]
         loss = F.cross_entropy(model(preprocess(batch.pixels)), batch.labels)
         optimizer.zero_grad()
@@ -112,8 +112,8 @@ def run(
     return torch.cat(parts)
 
 
-def _batches(size: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches: every image once before any image twice."""
+def batches(size: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless batches of indices below ``size``: every one once before any twice."""
     queue = torch.empty(0, dtype=torch.long)
     while True:
         while len(queue) < batch:

@@ -1,8 +1,11 @@
-"""The study: ``python -m benchmarks.study [--data FOLDER] [--seeds 3] [--methods lora symlora]``.
+"""The study, in three steps that may happen on different machines.
 
-DINOv2-S/14 learns Fashion-MNIST from 1,000 images at 56 px. Each method's learning rate is chosen on the
-validation images with seed 0; the table shows the test images with that rate over all seeds. Every run is
-kept as it ends; started again, the study goes on where it stopped.
+    python -m benchmarks.study prepare --sources FOLDER   # packages (see benchmarks/study/sources.py) -> tensors
+    python -m benchmarks.study run --device cuda --workers 14 --tasks fashion r8
+    python -m benchmarks.study show                       # table, pictures and figures of what was run
+
+Each method's learning rate is chosen on the validation examples with seed 0; the table shows the test examples with
+that rate over all seeds. Every run is kept as it ends; started again, the study goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,53 +14,72 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
-from rich.progress import Progress
 
-from benchmarks.record import keep
-from benchmarks.study import fashion, summary
+from benchmarks.study import backbones, summary
 from benchmarks.study.methods import METHODS
-from benchmarks.study.runs import FOLDER, Run, perform
-from examples.digits import Split
+from benchmarks.study.schedule import Records, Study
+from benchmarks.study.tasks import TASKS
 
-TRAIN, VALIDATION, TEST = 1000, 500, 1000
+MATERIAL = Path(".cache/study")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, print the table, keep figures and pictures."""
-    options = _parse(arguments)
-    images = fashion.load(options.data, TRAIN, VALIDATION, TEST)
-    records: summary.Records = {}
-    total = sum(len(METHODS[name].rates) + options.seeds - 1 for name in options.methods)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("Study", total=total)
-        for name in options.methods:
-            progress.update(task, description=name)
-            rate = _best_rate(name, options.steps, images)
-            progress.advance(task, len(METHODS[name].rates))
-            records[name] = []
-            for seed in range(options.seeds):
-                records[name].append(perform(Run(name, rate, seed, options.steps), images))
-                progress.advance(task, seed > 0)
-    found = summary.with_steps_to_lora(summary.rows(records), records)
-    Console().print(summary.table(found))
-    sizes = {"train": TRAIN, "validation": VALIDATION, "test": TEST, "steps": options.steps}
-    keep("study", {"task": "Fashion-MNIST, DINOv2-S/14, 56 px", **sizes, "rows": found})
-    summary.draw(found, records, FOLDER)
+    """Prepare, run or show."""
+    given = _parse(arguments)
+    if given.step == "prepare":
+        _prepare(given.sources, given.material, given.tasks, getattr(torch, given.weights))
+    elif given.step == "run":
+        _run(given)
+    else:
+        summary.show({task: _records(task, given.steps) for task in given.tasks}, Console())
 
 
-def _best_rate(name: str, steps: int, images: Split) -> float:
-    """The rate whose run with seed 0 reads the most validation images; of equals the smaller."""
-    rates = METHODS[name].rates
-    return max(rates, key=lambda rate: perform(Run(name, rate, 0, steps), images)["validation"])
+def _prepare(sources: Path, material: Path, tasks: Sequence[str], dtype: torch.dtype) -> None:
+    material.mkdir(parents=True, exist_ok=True)
+    backbones.prepare(sources, material, dtype)
+    for task in tasks:
+        TASKS[task].load(sources).write(material / f"{task}.safetensors")
+
+
+def _run(given: argparse.Namespace) -> None:
+    study = Study(
+        [_records(task, given.steps) for task in given.tasks], given.methods, given.material,
+        given.device, given.seeds, given.workers, given.seconds,
+    )  # fmt: skip
+    console = Console(stderr=True)
+    for found in study.run():
+        console.print(
+            f"{found['task']} {found['method']} {found['rate']:g} seed {found['seed']}: validation "
+            f"{found['validation']:.4f}, test {found['test']:.4f}, {found['seconds']} s"
+        )
+
+
+def _records(task: str, steps: int | None) -> Records:
+    return Records(task, steps or TASKS[task].steps)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
-    parser.add_argument("--data", type=Path, default=fashion.FOLDER, metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.study", None, __doc__, formatter_class=text
+    )
+    parser.add_argument("step", choices=("prepare", "run", "show"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--material", type=Path, default=MATERIAL, help="folder of prepared material"
+    )
+    parser.add_argument("--sources", type=Path, default=Path("."), help="folder of packages")
+    parser.add_argument("--weights", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="instead of each task's own number")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="start nothing after this"
+    )
     return parser.parse_args(arguments)
 
 

@@ -9,40 +9,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.digits import Images, Split
-from policies.errors import SurgeryError
+from benchmarks.study.parts import Examples, Parts
+from benchmarks.study.sources import DataError
 
-FOLDER = Path("/usr/share/datasets/fashion-mnist")
-SPLIT_SEED = 0
-
-
-class DataError(SurgeryError):
-    """The images are not there."""
+TRAIN, VALIDATION = 4000, 2000
 
 
-def load(folder: Path, train: int, validation: int, test: int) -> Split:
-    """Draw the parts with a fixed seed: training and validation images from the 60,000, test images from the 10,000.
+def load(folder: Path) -> Parts:
+    """4,000 images to learn from and 2,000 to choose on, of the 60,000; all 10,000 test images.
 
     Args:
-        folder: Holds ``train-images-idx3-ubyte.gz`` and its siblings.
-        train: Images to learn from.
-        validation: Images to choose settings on.
-        test: Images for the closing figures.
+        folder: Holds ``fashion-mnist/train-images-idx3-ubyte.gz`` and its siblings.
 
     Raises:
         DataError: If a file is missing.
     """
-    known, unseen = _images(folder, "train"), _images(folder, "t10k")
-    generator = torch.Generator().manual_seed(SPLIT_SEED)
-    order = torch.randperm(len(known), generator=generator)
-    final = torch.randperm(len(unseen), generator=generator)[:test]
-    return Split(known[order[:train]], known[order[train : train + validation]], unseen[final])
+    known = _images(folder / "fashion-mnist", "train").shuffled()
+    unseen = _images(folder / "fashion-mnist", "t10k")
+    return Parts(known[:TRAIN], known[TRAIN : TRAIN + VALIDATION], unseen)
 
 
-def _images(folder: Path, part: str) -> Images:
+def _images(folder: Path, part: str) -> Examples:
     pixels = _numbers(folder / f"{part}-images-idx3-ubyte.gz", header=16)
     labels = _numbers(folder / f"{part}-labels-idx1-ubyte.gz", header=8)
-    return Images(pixels.reshape(-1, 28, 28), labels.long())
+    return Examples(pixels.reshape(-1, 28, 28), labels.long())
 
 
 def _numbers(path: Path, header: int) -> Tensor:
@@ -50,8 +40,8 @@ def _numbers(path: Path, header: int) -> Tensor:
     if not path.is_file():
         raise DataError(
             f"{path.name} is missing",
-            where=str(path),
-            remedy="apt-get install dataset-fashion-mnist, or unpack it and pass --data FOLDER",
+            where=str(path.parent),
+            remedy="apt-get install dataset-fashion-mnist, and link its folder fashion-mnist there",
         )
     with gzip.open(path, "rb") as file:
         return torch.from_numpy(np.frombuffer(file.read(), np.uint8, offset=header).copy())

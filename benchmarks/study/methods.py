@@ -10,10 +10,29 @@ import peft
 from torch import nn
 
 import surgery
+from benchmarks.study.controls import KeepingState
 
-POLICY = "vit-attn-qv"
 RANK = 8
-ADAPTER_RATES = (1e-3, 3e-3)
+ADAPTER_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+_QUERY_VALUE = ["attention.query", "attention.value"]
+_ALL = [*_QUERY_VALUE, "attention.key", "attention.output", "mlp.up", "mlp.gate", "mlp.down"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method is given.
+
+    Attributes:
+        network: Plain and frozen or not; it is changed in place.
+        anatomy: Of a network like it.
+        modules: Where PEFT finds query and value.
+        seed: Of random starts.
+    """
+
+    network: nn.Module
+    anatomy: surgery.Anatomy
+    modules: tuple[str, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -22,56 +41,78 @@ class Method:
 
     Attributes:
         title: As the table shows it.
-        prepare: Makes the model trainable this way, and returns it.
-        rates: Learning rates that are tried on the validation images.
-        recomposes: Whether it needs a Recomposer.
+        prepare: Makes the network trainable this way, and returns it.
+        rates: Learning rates that are tried on the validation examples.
+        recomposer: What it needs between backward and the optimizer's step.
+        control: Whether it is here to explain another one.
     """
 
     title: str
-    prepare: Callable[[nn.Module, int], nn.Module]
+    prepare: Callable[[Given], nn.Module]
     rates: tuple[float, ...] = field(default=ADAPTER_RATES)
-    recomposes: bool = False
+    recomposer: type[surgery.Recomposer] | None = None
+    control: bool = False
 
 
-def _ours(**options: Any) -> Callable[[nn.Module, int], nn.Module]:
-    settings = {"rank": RANK, **options}
-    return lambda model, seed: surgery.apply(model, POLICY, seed=seed, **settings)
+def _ours(kind: str, *, everywhere: bool = False, **options: Any) -> Callable[[Given], nn.Module]:
+    policy = {
+        "select": [{"roles": _ALL if everywhere else _QUERY_VALUE}],
+        "adapter": {"kind": kind, "rank": RANK, **options},
+        "train": ["head"],
+    }
+    return lambda it: surgery.apply(it.network, policy, seed=it.seed, anatomy=it.anatomy)
 
 
-def _peft(start: Literal["pissa"] | bool) -> Callable[[nn.Module, int], nn.Module]:
-    """PEFT's LoRA on the whole fused projection, alpha = rank as ours."""
+def _peft(start: Literal["pissa"] | bool) -> Callable[[Given], nn.Module]:
+    """PEFT's LoRA, alpha = rank as ours; of a fused projection it takes the whole."""
 
-    def prepare(model: nn.Module, seed: int) -> nn.Module:
+    def prepare(it: Given) -> nn.Module:
         config = peft.LoraConfig(
             r=RANK,
             lora_alpha=RANK,
-            target_modules=["qkv"],
+            target_modules=list(it.modules),
             modules_to_save=["head"],
             init_lora_weights=start,
         )
-        return peft.get_peft_model(model, config)
+        return peft.get_peft_model(it.network, config)
 
     return prepare
 
 
-def _full(model: nn.Module, seed: int) -> nn.Module:
-    return model.requires_grad_(True)
+def _recomposing(title: str, kind: str, control: bool = False, **options: Any) -> Method:
+    return Method(title, _ours(kind, **options), recomposer=surgery.Recomposer, control=control)
+
+
+def _head(it: Given) -> nn.Module:
+    return surgery.apply(it.network, {"train": ["head"]}, anatomy=it.anatomy)
 
 
 METHODS: dict[str, Method] = {
-    "head": Method(
-        "linear head", lambda model, seed: surgery.apply(model, "head-only"), (3e-3, 1e-2)
+    "head": Method("linear head", _head, (1e-3, 3e-3, 1e-2, 3e-2)),
+    "full": Method("full fine-tuning", lambda it: it.network.requires_grad_(True), (1e-5, 3e-5, 1e-4, 3e-4)),
+    "lora": Method("LoRA", _ours("lora")),
+    "rslora": Method("rsLoRA", _ours("lora", scaling="rslora")),
+    "pissa": Method("PiSSA", _ours("pissa")),
+    "frozen-a": Method("LoRA, A frozen", _ours("frozen-a")),
+    "symlora": Method("SymLoRA", _ours("symlora", rectangular="truncate")),
+    "symlora-16": Method("SymLoRA, rank 16", _ours("symlora", rank=2 * RANK, rectangular="truncate")),
+    "polar": Method("polar SymLoRA", _ours("polar")),
+    "srlora": _recomposing("SRLoRA", "srlora"),
+    "sym-srlora": _recomposing("symmetric SRLoRA", "sym-srlora"),
+    "peft-lora": Method("LoRA (PEFT)", _peft(True)),
+    "peft-pissa": Method("PiSSA (PEFT)", _peft("pissa")),
+    "lora-all": Method("LoRA, all linear", _ours("lora", everywhere=True)),
+    "symlora-all": Method("SymLoRA, all linear", _ours("symlora", everywhere=True, rectangular="truncate")),
+    "polar-all": Method("polar SymLoRA, all linear", _ours("polar", everywhere=True)),
+    "srlora-all": _recomposing("SRLoRA, all linear", "srlora", everywhere=True),
+    "srlora-random": _recomposing("SRLoRA, random pairs fused", "srlora-random", control=True),
+    "srlora-strongest": _recomposing("SRLoRA, strongest pairs fused", "srlora-strongest", control=True),
+    "srlora-gamma-25": _recomposing("SRLoRA, gamma 0.25", "srlora", control=True, gamma=0.25),
+    "srlora-gamma-100": _recomposing("SRLoRA, gamma 1", "srlora", control=True, gamma=1.0),
+    "srlora-target-16": _recomposing("SRLoRA, r_target 16", "srlora", control=True, target_rank=16),
+    "srlora-target-64": _recomposing("SRLoRA, r_target 64", "srlora", control=True, target_rank=64),
+    "srlora-state": Method(
+        "SRLoRA, optimizer state kept", _ours("srlora"), recomposer=KeepingState, control=True
     ),
-    "full": Method("full fine-tuning", _full, (3e-5, 1e-4)),
-    "lora": Method("LoRA", _ours(adapter="lora")),
-    "rslora": Method("rsLoRA", _ours(adapter="lora", scaling="rslora")),
-    "pissa": Method("PiSSA", _ours(adapter="pissa")),
-    "frozen-a": Method("LoRA, A frozen", _ours(adapter="frozen-a")),
-    "symlora": Method("SymLoRA", _ours(adapter="symlora")),
-    "symlora-16": Method("SymLoRA, rank 16", _ours(adapter="symlora", rank=2 * RANK)),
-    "polar": Method("polar SymLoRA", _ours(adapter="polar")),
-    "srlora": Method("SRLoRA", _ours(adapter="srlora"), recomposes=True),
-    "sym-srlora": Method("symmetric SRLoRA", _ours(adapter="sym-srlora"), recomposes=True),
-    "peft-lora": Method("LoRA (PEFT, whole qkv)", _peft(True)),
-    "peft-pissa": Method("PiSSA (PEFT, whole qkv)", _peft("pissa")),
-}
+    "relora": _recomposing("ReLoRA-style restarts", "relora", control=True, gamma=1.0),
+}  # fmt: skip

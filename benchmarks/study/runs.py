@@ -1,94 +1,131 @@
-"""One training run, and its record on disk."""
+"""One training run on one device."""
 
 from __future__ import annotations
 
-import json
+import copy
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import surgery
-from benchmarks.record import RESULTS
-from benchmarks.study.methods import METHODS
-from examples import dinov2, training
-from examples.digits import CLASSES, Images, Preprocess, Split
-from examples.training import Recipe
-from surgery.atomic import replace_file
+from benchmarks.study.backbones import Classifier
+from benchmarks.study.methods import METHODS, Given
+from benchmarks.study.parts import Examples, Parts
+from benchmarks.study.tasks import TASKS
+from examples.training import LARGEST_GRADIENT, Recipe, batches
 
-FOLDER = RESULTS / "study"
-IMAGE_SIZE = 56
+LOSSES_OF = 5
+"""Steps whose mean loss is kept as one number."""
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was tried: a method, a peak learning rate, a seed and a number of steps."""
+    """What is tried: a task, a method, a peak learning rate, a seed and a number of steps."""
 
+    task: str
     method: str
     rate: float
     seed: int
     steps: int
 
-    @property
-    def path(self) -> Path:
-        """Where its record lies."""
-        return FOLDER / f"{self.method}-{self.rate:g}-{self.steps}-{self.seed}.json"
 
-    def record(self) -> dict[str, Any] | None:
-        """The record, if it was run before."""
-        if not self.path.is_file():
-            return None
-        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return found
+@dataclass(frozen=True)
+class Bench:
+    """What all runs of a task share: data on the device, and a model that is never trained itself."""
+
+    parts: Parts
+    model: Classifier
+    anatomy: surgery.Anatomy
 
 
-def perform(run: Run, images: Split) -> dict[str, Any]:
-    """Train, evaluate, keep; a run that was kept before is read instead."""
-    known = run.record()
-    if known is not None:
-        return known
+@cache
+def bench_of(task: str, folder: Path, device: str) -> Bench:
+    """Read data and weights, and the model's graph, once in a process."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    parts = Parts.read(folder / f"{task}.safetensors").to(torch.device(device))
+    model = TASKS[task].build(folder, TASKS[task].classes).eval().to(device)
+    assert isinstance(model, Classifier)
+    with torch.no_grad():
+        inputs = model.prepare(parts.train.inputs[:2])
+    return Bench(parts, model, surgery.read(model.network, inputs))
+
+
+def perform(run: Run, folder: Path, device: str) -> dict[str, Any]:
+    """Train and evaluate."""
+    task, method = TASKS[run.task], METHODS[run.method]
+    bench = bench_of(run.task, folder, device)
     started = time.perf_counter()
     torch.manual_seed(run.seed)
-    base = dinov2.build(CLASSES, image_size=IMAGE_SIZE)
-    preprocess = Preprocess(base, IMAGE_SIZE)
-    head = sum(p.numel() for p in base.head.parameters())
-    method = METHODS[run.method]
-    model = method.prepare(base, run.seed)
-    losses = _train(model, images.train, preprocess, run, method.recomposes)
-    found = {
+    model = copy.deepcopy(bench.model)
+    _fresh_head(model.head)
+    head = sum(p.numel() for p in model.head.parameters())
+    given = Given(model.network, bench.anatomy, task.modules, run.seed)
+    model.network = method.prepare(given)
+    recipe = Recipe(run.rate, steps=run.steps, batch=task.batch)
+    losses = _train(model, bench.parts.train, recipe, run, method.recomposer)
+    return {
         **asdict(run),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "head": head if run.method != "full" else 0,
-        "validation": _accuracy(model, images.validation, preprocess),
-        "test": _accuracy(model, images.test, preprocess),
-        "losses": [round(loss, 5) for loss in losses],
+        "validation": _accuracy(model, bench.parts.validation),
+        "test": _accuracy(model, bench.parts.test),
+        "losses": [round(loss, 4) for loss in losses.view(-1, LOSSES_OF).mean(1).tolist()],
         "seconds": round(time.perf_counter() - started, 1),
     }
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(run.path, f"{json.dumps(found)}\n".encode())
-    return found
+
+
+@torch.no_grad()
+def _fresh_head(head: nn.Linear) -> None:
+    """Small random weights of the CPU's generator, so that a seed is the same head on every device."""
+    head.weight.copy_(0.02 * torch.randn(head.weight.shape))
+    head.bias.zero_()
 
 
 def _train(
-    model: nn.Module, images: Images, preprocess: nn.Module, run: Run, recomposes: bool
-) -> list[float]:
-    recipe = Recipe(run.rate, steps=run.steps)
-    optimizer = training.optimizer_of(model, recipe)
-    recomposer = surgery.Recomposer(model, optimizer, total_steps=run.steps) if recomposes else None
-    return training.fine_tune(
-        model,
-        images,
-        preprocess,
-        optimizer,
-        recipe,
-        seed=run.seed,
-        before_step=recomposer.step if recomposer else None,
+    model: nn.Module,
+    examples: Examples,
+    recipe: Recipe,
+    run: Run,
+    recomposes: type[surgery.Recomposer] | None,
+) -> Tensor:
+    """Minimise cross-entropy; the loss of each step's batch, (steps,)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=device.type == "cuda"
     )
+    recomposer = recomposes(model, optimizer, total_steps=recipe.steps) if recomposes else None
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate)
+    order = batches(len(examples), recipe.batch, torch.Generator().manual_seed(run.seed))
+    chosen = torch.stack([next(order) for _ in range(recipe.steps)]).to(device)
+    losses = torch.empty(recipe.steps, device=device)
+    model.train()
+    for step, index in enumerate(chosen):
+        loss = F.cross_entropy(model(examples.inputs[index]), examples.labels[index])
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if recomposer is not None:
+            recomposer.step()
+        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        losses[step] = loss.detach()
+    model.eval()
+    return losses.cpu()
 
 
-def _accuracy(model: nn.Module, images: Images, preprocess: nn.Module) -> float:
-    answers = training.run(model, images, preprocess).argmax(1)
-    return (answers == images.labels).double().mean().item()
+@torch.no_grad()
+def _accuracy(model: nn.Module, examples: Examples) -> float:
+    right = torch.zeros((), device=examples.labels.device)
+    for start in range(0, len(examples), _AT_ONCE):
+        part = examples[slice(start, start + _AT_ONCE)]
+        right += (model(part.inputs).argmax(1) == part.labels).sum()
+    return right.item() / len(examples)

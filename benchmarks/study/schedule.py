@@ -1,0 +1,132 @@
+"""All runs of a study: rates first, then the best rate's other seeds, spread over processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.record import RESULTS
+from benchmarks.study.methods import METHODS
+from benchmarks.study.runs import Run, perform
+from surgery.atomic import replace_file
+
+FOLDER = RESULTS / "study"
+Record = dict[str, Any]
+
+
+class Records:
+    """The kept runs of one task, a line of JSON each.
+
+    Args:
+        task: Name of the task.
+        steps: Of the runs that are asked for; what was kept of other lengths stays in the file.
+        folder: Holds ``<task>.jsonl``.
+    """
+
+    def __init__(self, task: str, steps: int, folder: Path = FOLDER) -> None:
+        self.task, self.steps = task, steps
+        self._path = folder / f"{task}.jsonl"
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        self._found = {_run_of(record): record for record in map(json.loads, lines)}
+
+    def missing(self, methods: Sequence[str], seeds: int) -> Iterator[Run]:
+        """Runs without a record: every rate with seed 0, then every seed of a rate that is best by now."""
+        for method in methods:
+            wanted = [self._run(method, rate, 0) for rate in METHODS[method].rates]
+            best = self.best_rate(method)
+            if best is not None:
+                wanted += [self._run(method, best, seed) for seed in range(1, seeds)]
+            yield from (run for run in wanted if run not in self._found)
+
+    def add(self, record: Record) -> None:
+        """Keep one more."""
+        self._found[_run_of(record)] = record
+        lines = "".join(f"{json.dumps(each)}\n" for each in self._found.values())
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self._path, lines.encode())
+
+    def best_rate(self, method: str) -> float | None:
+        """The rate whose run with seed 0 reads the most validation examples; None before all were tried."""
+        tried = {
+            rate: self._found.get(self._run(method, rate, 0)) for rate in METHODS[method].rates
+        }
+        known = {rate: record["validation"] for rate, record in tried.items() if record}
+        return max(known, key=lambda rate: known[rate]) if len(known) == len(tried) else None
+
+    def chosen(self, method: str) -> list[Record]:
+        """The runs of all seeds with the best rate."""
+        rate = self.best_rate(method)
+        return [
+            record
+            for run, record in self._found.items()
+            if (run.method, run.rate, run.steps) == (method, rate, self.steps)
+        ]
+
+    def _run(self, method: str, rate: float, seed: int) -> Run:
+        return Run(self.task, method, rate, seed, self.steps)
+
+
+@dataclass
+class Study:
+    """What is to be run, and where.
+
+    Attributes:
+        records: Of each task.
+        methods: Names of the methods.
+        material: Folder of prepared material.
+        device: As torch names it.
+        seeds: Runs of each method at its best rate.
+        workers: Processes.
+        seconds: After which nothing new is started.
+    """
+
+    records: Sequence[Records]
+    methods: Sequence[str]
+    material: Path
+    device: str = "cpu"
+    seeds: int = 3
+    workers: int = 1
+    seconds: float = float("inf")
+
+    def run(self) -> Iterator[Record]:
+        """Run what is missing; yield each record as it is kept."""
+        deadline = time.monotonic() + self.seconds
+        pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _start)
+        pending: dict[Future[Record], Run] = {}
+        asked: set[Run] = set()
+        try:
+            while time.monotonic() < deadline:
+                for run in self._missing(asked):
+                    asked.add(run)
+                    pending[pool.submit(perform, run, self.material, self.device)] = run
+                if not pending:
+                    return
+                done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield self._kept(pending.pop(future), future.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _missing(self, asked: set[Run]) -> list[Run]:
+        found = (run for kept in self.records for run in kept.missing(self.methods, self.seeds))
+        return [run for run in found if run not in asked]
+
+    def _kept(self, run: Run, record: Record) -> Record:
+        next(kept for kept in self.records if kept.task == run.task).add(record)
+        return record
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+
+
+def _run_of(record: Record) -> Run:
+    return Run(**{field.name: record[field.name] for field in fields(Run)})
