@@ -14,7 +14,16 @@ import torch
 from surgery.atomic import replace_file
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "timm", "transformers", "peft", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = (
+    "torch",
+    "timm",
+    "transformers",
+    "peft",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -98,14 +98,21 @@ class Maker:
             self.notes.append(f"engines are built for {described(profile)}")
             told = provider_options(self.captured.inputs, profile, self.precision)
             return replace(options, provider_options=told)
-        return options if CUDA in options.providers else _best_on_cpu(path, options)
+        return self._exact(options) if target == "cuda" else _best_on_cpu(path, options)
+
+    def _exact(self, options: SessionOptions) -> SessionOptions:
+        """CUDA keeps 10 bits of what fp32 products multiply, TF32, unless it is told not to."""
+        if options.providers[0] != CUDA or self.precision == "fp16":
+            return options
+        return replace(options, provider_options={"use_tf32": "0"})
 
     def _available(self, options: SessionOptions) -> SessionOptions:
         here = available(options)
-        if here != options:
-            note = f"{options.providers[0]} is not here: verified on {here.providers[0]}"
-            self.notes.append(note)
-        return here
+        if here == options:
+            return options
+        note = f"{options.providers[0]} is not here: verified on {here.providers[0]}"
+        self.notes.append(note)
+        return self._exact(here)
 
 
 def _best_on_cpu(path: Path, options: SessionOptions) -> SessionOptions:

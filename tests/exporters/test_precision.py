@@ -49,12 +49,14 @@ def test_fp16_halves_the_file_and_keeps_fp32_at_its_ends(build, tmp_path):
     assert portable.bytes < 0.7 * (tmp_path / "whole.onnx").stat().st_size
     assert 1e-6 < fused.error < 5e-3
     assert report.fused == 2
+    assert fused.session_options.provider_options == {}
 
 
 def test_a_cuda_file_says_where_it_was_verified(build, tmp_path, monkeypatch):
     report = exporters.to_onnx(build("vit"), tmp_path / "model.onnx", target="cuda")
     fused, portable = report.files
     assert fused.session_options.providers == (CUDA, CPU)
+    assert fused.session_options.provider_options == {"use_tf32": "0"}
     assert portable.session_options.providers == (CPU,)
     if available(fused.session_options) == fused.session_options:
         assert report.notes == ()
