@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import onnx
+from onnx import helper
 
 from exporters.errors import ExportError
 
@@ -141,9 +145,7 @@ def open_session(
 
 def available(options: SessionOptions) -> SessionOptions:
     """The options without the providers that this machine lacks; the CPU always remains."""
-    import onnxruntime as ort
-
-    there = tuple(p for p in options.providers if p in ort.get_available_providers())
+    there = tuple(provider for provider in options.providers if _starts(provider))
     told = options.provider_options if there[:1] == options.providers[:1] else {}
     return replace(options, providers=there or (CPU,), provider_options=told)
 
@@ -198,6 +200,35 @@ def _require_provider(wanted: str, found: Sequence[str]) -> None:
             remedy=f"pip install 'model-surgery[gpu]'{_LIBRARIES.get(wanted, '')} on a machine with a "
             "GPU, or open the file with options=SessionOptions()",
         )
+
+
+@cache
+def _starts(provider: str) -> bool:
+    """Whether a provider is built in and its libraries load, too."""
+    import onnxruntime as ort
+
+    if provider == CPU or provider not in ort.get_available_providers():
+        return provider == CPU
+    told = ort.SessionOptions()
+    told.log_severity_level = 4
+    try:
+        # Where a provider fails, ONNX Runtime prints so and goes on without it.
+        with contextlib.redirect_stdout(io.StringIO()):
+            session = ort.InferenceSession(_smallest(), told, providers=[provider])
+    except Exception:  # onnxruntime's classes have no common root of their own
+        return False
+    return provider in session.get_providers()
+
+
+def _smallest() -> bytes:
+    """A model of one node."""
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "smallest", [x], [y])
+    opsets = [helper.make_opsetid("", 20)]
+    content: bytes = helper.make_model(
+        graph, opset_imports=opsets, ir_version=10
+    ).SerializeToString()
+    return content
 
 
 def _version(package: str) -> str | None:

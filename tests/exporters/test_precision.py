@@ -75,6 +75,13 @@ def test_a_provider_that_is_missing_is_no_quiet_cpu(build, tmp_path):
     assert open_session(path, options=SessionOptions((CPU,)))
 
 
+def test_a_provider_that_is_built_in_but_does_not_start_is_not_here(monkeypatch, capfd):
+    built_in = ["NowhereExecutionProvider", CPU]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: built_in)
+    assert available(SessionOptions(tuple(built_in))) == SessionOptions((CPU,))
+    assert capfd.readouterr().out == ""
+
+
 def test_the_error_of_each_precision_has_its_own_bound(build, tmp_path, monkeypatch):
     strict = precisions.Tolerance(1e-5, 0.99)
     monkeypatch.setitem(precisions.TOLERANCES, "int8", strict)
