@@ -37,9 +37,14 @@ class Clock:
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
+    @property
+    def left(self) -> float:
+        """Seconds; negative once it is over."""
+        return self._end - time.monotonic()
+
     def check(self, needed: float = 0) -> None:
         """Raise if less than ``needed`` seconds are left."""
-        if self._end - time.monotonic() < needed:
+        if self.left < needed:
             raise TimeoutError("no time was left for it")
 
 
