@@ -19,7 +19,8 @@ from rich.table import Table
 
 import surgery
 from benchmarks.record import keep
-from benchmarks.speed import policy, timed, with_peft
+from benchmarks.speed import timed
+from benchmarks.speed_cases import policy, with_peft
 from benchmarks.speed_subjects import Subject, subjects
 
 MODELS = ("BERT-base b8", "ViT-B b8")

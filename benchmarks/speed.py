@@ -15,38 +15,27 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
-import peft
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 import surgery
 from benchmarks.record import keep, load
-from benchmarks.speed_least import least
+from benchmarks.speed_cases import (
+    OURS,
+    ROLES,
+    cases_of,
+    kept_bytes,
+    over_floor,
+    policy,
+    recomposition,
+    with_peft,
+)
 from benchmarks.speed_subjects import Subject, subjects
-
-ROLES = {
-    "q,v": ["attention.query", "attention.value"],
-    "all": ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.up", "mlp.down"],
-}  # fmt: skip
-OURS = ("lora", "pissa", "symlora", "srlora")
-SWITCH_EVERY = 100
-"""Steps between two recompositions, over which one is spread."""
-
-
-@dataclass
-class Case:
-    """One way to train; ``after`` is what it needs between backward and the optimizer's step."""
-
-    model: nn.Module
-    after: Callable[[], object] = lambda: None
-    seconds: list[float] = field(default_factory=list)
 
 
 def main() -> None:
@@ -82,122 +71,24 @@ def main() -> None:
     show(figures)
 
 
-def policy(targets: str, kind: str, rank: int) -> dict[str, Any]:
-    """Ours, at one rank; SymLoRA is truncated on what is not square."""
-    own: dict[str, Any] = {"kind": kind, "rank": rank}
-    own |= {"rectangular": "truncate"} if kind == "symlora" else {}
-    own |= {"target_rank": 2 * rank} if kind == "srlora" else {}
-    return {"select": [{"roles": ROLES[targets]}], "adapter": own}
-
-
-def with_peft(model: nn.Module, modules: list[str], rank: int, **options: Any) -> nn.Module:
-    """PEFT's LoRA on exactly the modules that ours are on."""
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=modules, **options)
-    return peft.get_peft_model(model, config)
-
-
 def training(
     subject: Subject, anatomy: surgery.Anatomy, targets: str, rank: int, rounds: int
 ) -> dict[str, Any]:
     """One row: a forward and a backward of each case, and what each keeps in between."""
-    plan = surgery.plan(subject.make(), policy(targets, "lora", rank), anatomy=anatomy)
-    modules = sorted({operation.projection.module for operation in plan.operations})
-    cases = {
-        "floor": Case(subject.make().requires_grad_(False)),
-        "least": Case(least(subject.make(), plan)),
-        "peft": Case(with_peft(subject.make(), modules, rank)),
-    }
-    for kind in OURS:
-        model = surgery.apply(subject.make(), policy(targets, kind, rank), anatomy=anatomy)
-        cases[kind] = Case(model)
-    recomposer, optimizer = recomposer_of(cases["srlora"].model, 10**6)
-    cases["srlora"].after = recomposer.step
-    for case in cases.values():
-        let_gradients_through(case.model.train(), subject.embedding)
+    cases = cases_of(subject, anatomy, targets, rank)
     kept = {name: kept_bytes(case, subject.batch) for name, case in cases.items()}
     for turn in range(rounds + 1):
         for case in cases.values():
-            seconds = step(case, subject.batch)
+            seconds = timed(partial(case.step, subject.batch))
+            case.model.zero_grad()
             if turn:  # the first warms up
                 case.seconds.append(seconds)
-    switch = recomposition(cases["srlora"], subject.batch)
-    del optimizer
-    floor = cases["floor"].seconds
-    row: dict[str, Any] = {"model": subject.name, "targets": targets, "rank": rank, "cases": {}}
-    for name, case in cases.items():
-        spread = switch / SWITCH_EVERY if name == "srlora" else 0.0
-        over = [(s + spread) / f - 1 for s, f in zip(case.seconds, floor, strict=True)]
-        row["cases"][name] = {
-            "seconds": round(statistics.median(case.seconds), 4),
-            "fastest": round(min(case.seconds), 4),
-            "overhead": round(statistics.median(over), 4),
-            "overhead_of_fastest": round((min(case.seconds) + spread) / min(floor) - 1, 4),
-            "spread": [round(min(over), 4), round(max(over), 4)],
-            "kept_mb": round(kept[name] / 1e6, 1),
-        }
-    row["recomposition_s"] = round(switch, 4)
-    return row
-
-
-def let_gradients_through(model: nn.Module, embedding: str) -> None:
-    """Let the first block's input require a gradient."""
-    module = next(m for name, m in model.named_modules() if name.split(".")[-1] == embedding)
-    module.register_forward_hook(lambda *parts: parts[-1].detach().requires_grad_())
-
-
-def step(case: Case, batch: dict[str, Tensor]) -> float:
-    """Seconds of one forward, backward and what comes after."""
-    started = time.process_time()
-    torch.autograd.backward(loss(case.model, batch))
-    case.after()
-    seconds = time.process_time() - started
-    case.model.zero_grad()
-    return seconds
-
-
-def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Some scalar of the output."""
-    y = model(**batch)
-    total: Tensor = getattr(y, "last_hidden_state", y).square().mean()
-    return total
-
-
-def kept_bytes(case: Case, batch: dict[str, Tensor]) -> int:
-    """Bytes of all storages kept for the backward, parameters apart."""
-    known = {p.untyped_storage().data_ptr() for p in case.model.parameters()}
-    sizes: dict[
-        int, tuple[int, Tensor]
-    ] = {}  # a tensor is held so that its address is not used again
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes(), tensor.detach()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss(case.model, batch)
-    return sum(size for size, _ in sizes.values())
-
-
-def recomposer_of(model: nn.Module, steps: int) -> tuple[surgery.Recomposer, torch.optim.Optimizer]:
-    """A recomposer whose switches are spread over ``steps``."""
-    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
-    return surgery.Recomposer(model, optimizer, total_steps=steps), optimizer
-
-
-def recomposition(case: Case, batch: dict[str, Tensor]) -> float:
-    """Seconds of one recomposition of every adapter."""
-    recomposer, _ = recomposer_of(case.model, 4)
-    torch.autograd.backward(loss(case.model, batch))
-    times = []
-    for _ in range(3):
-        before = len(recomposer.history)
-        seconds = timed(recomposer.step)
-        if len(recomposer.history) > before:
-            times.append(seconds)
-    case.model.zero_grad()
-    return min(times)
+    switch = recomposition(cases["srlora"], subject.batch, timed)
+    found = over_floor(cases, switch)
+    for name, figures in found.items():
+        figures["kept_mb"] = round(kept[name] / 1e6, 1)
+    row = {"model": subject.name, "targets": targets, "rank": rank, "cases": found}
+    return row | {"recomposition_s": round(switch, 4)}
 
 
 def operations(subject: Subject, anatomy: surgery.Anatomy, rounds: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class _Gradients(torch.autograd.Function):
     ) -> Tensor:
         ctx.spans = spans
         ctx.save_for_backward(x, weight, *factors)
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -31,23 +31,27 @@ class _Gradients(torch.autograd.Function):
         x, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         grads: list[Tensor] = []
         for (start, length), b, a in zip(ctx.spans, factors[::2], factors[1::2], strict=True):
-            part = g.narrow(1, start, length)
+            part, own = g.narrow(1, start, length), b.dtype
+            b, a = b.to(g.dtype), a.to(g.dtype)
             v = part @ b.T.contiguous().T
-            grads += [((x @ a.T).T @ part).T, v.T @ x]
-        return None, (g @ weight).view(*grad.shape[:-1], -1), None, None, *grads
+            grads += [((x @ a.T).T @ part).T.to(own), (v.T @ x).to(own)]
+        return None, (g @ weight.to(g.dtype)).view(*grad.shape[:-1], -1), None, None, *grads
 
 
 class Least(nn.Module):
-    """A frozen linear with factors that get a gradient and have no effect."""
+    """A frozen linear with float32 factors that get a gradient, in products of the input's type, and have no effect."""
 
     def __init__(self, linear: nn.Linear, spans: Spans, rank: int) -> None:
         super().__init__()
         self.weight, self.bias, self.spans = linear.weight, linear.bias, spans
         shapes = [shape for _, n in spans for shape in ((n, rank), (rank, linear.in_features))]
-        self.factors = nn.ParameterList(torch.randn(shape) for shape in shapes)
+        device = linear.weight.device
+        self.factors = nn.ParameterList(torch.randn(shape, device=device) for shape in shapes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         y: Tensor = _Gradients.apply(self.spans, x, self.weight, self.bias, *self.factors)
         return y
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,17 +28,24 @@ class Subject:
     batch: dict[str, Tensor]
 
 
-def subjects(depth: int) -> Iterator[Subject]:
+CPU = {"ViT-S": (8, 32), "ViT-B": (8, 32), "BERT-base": (8,), "MiniLM": (8,), "SmolLM2": (2,)}
+GPU = {"ViT-S": (256,), "ViT-B": (128,), "BERT-base": (128,), "MiniLM": (256,), "SmolLM2": (32,)}
+"""Batch sizes; on a GPU a step takes tens of milliseconds with them."""
+
+
+def subjects(depth: int, sizes: Mapping[str, Iterable[int]] = CPU) -> Iterator[Subject]:
     """ViT-S and ViT-B (224 pixels), BERT-base and MiniLM (128 tokens), SmolLM2-135M (512 tokens)."""
     for size, word in ("S", "small"), ("B", "base"):
         make = partial(timm.create_model, f"vit_{word}_patch16_224", num_classes=10, depth=depth)
-        for batch in (8, 32):
+        for batch in sizes[f"ViT-{size}"]:
             images = {"x": torch.randn(batch, 3, 224, 224)}
             yield Subject(f"ViT-{size} b{batch}", make, "patch_embed", images)
-    text = {"input_ids": torch.randint(0, 30000, (8, 128))}
     for name, config in ("BERT-base", {}), ("MiniLM", _MINILM):
         shape = BertConfig(num_hidden_layers=depth, **config)
-        yield Subject(f"{name} b8", partial(BertModel, shape), "embeddings", text)
+        for batch in sizes[name]:
+            text = {"input_ids": torch.randint(0, 30000, (batch, 128))}
+            yield Subject(f"{name} b{batch}", partial(BertModel, shape), "embeddings", text)
     llama = LlamaConfig(num_hidden_layers=depth, **_SMOLLM2)
-    tokens = {"input_ids": torch.randint(0, 49000, (2, 512))}
-    yield Subject("SmolLM2 b2", partial(LlamaModel, llama), "embed_tokens", tokens)
+    for batch in sizes["SmolLM2"]:
+        tokens = {"input_ids": torch.randint(0, 49000, (batch, 512))}
+        yield Subject(f"SmolLM2 b{batch}", partial(LlamaModel, llama), "embed_tokens", tokens)
