@@ -141,7 +141,7 @@ def digest(about: Mapping[str, Any], tensors: Tensors) -> str:
     """
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].cpu().contiguous()  # an empty one is read to the default device
         found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

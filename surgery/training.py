@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.adapters.importance import observe
 from surgery.adapters.recompose import Recomposed
 from surgery.errors import StateError
 from surgery.groups import parameter_groups
@@ -154,8 +155,7 @@ class Recomposer:
                 "step %d: gradients are not finite, importance not updated", self.steps + 1
             )
             return
-        for adapter in self._adapters.values():
-            adapter.observe()
+        observe(one for adapter in self._adapters.values() for one in adapter.observed())
 
     def _is_due(self, adapter: Recomposed) -> bool:
         """Whether step k total_steps / N, rounded up, is the one after ``steps`` for some k."""

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
+
+Observed = tuple["Importance", Tensor, Tensor]
+"""Scores, their parameter, and its gradient."""
+
+_AT_ONCE = 2**24
+"""Entries taken in together: 64 MB of intermediate values."""
 
 
 class Importance(nn.Module):
@@ -43,9 +52,7 @@ class Importance(nn.Module):
     @torch.no_grad()
     def observe(self, weight: Tensor, gradient: Tensor) -> None:
         """Take in one optimizer step's gradient, unscaled, before the step."""
-        sensitivity = (weight.float() * gradient.float()).abs_()
-        self.mean.lerp_(sensitivity, 1 - self.beta1)
-        self.uncertainty.lerp_(sensitivity.sub_(self.mean).abs_(), 1 - self.beta2)
+        observe([(self, weight, gradient)])
 
     def score(self) -> Tensor:
         """s of every entry, in the shape of the parameter."""
@@ -55,3 +62,39 @@ class Importance(nn.Module):
         """Forget everything."""
         self.mean.zero_()
         self.uncertainty.zero_()
+
+
+@torch.no_grad()
+def observe(every: Iterable[Observed]) -> None:
+    """:meth:`Importance.observe` of many at once: a few launches on a GPU, instead of six for each."""
+    alike: dict[tuple[float, float, torch.device], list[Observed]] = defaultdict(list)
+    for one in every:
+        alike[one[0].beta1, one[0].beta2, one[1].device].append(one)
+    for (beta1, beta2, _), group in alike.items():
+        for some in _bounded(group):
+            _observe(some, beta1, beta2)
+
+
+def _observe(group: list[Observed], beta1: float, beta2: float) -> None:
+    means = [scores.mean for scores, _, _ in group]
+    uncertainties = [scores.uncertainty for scores, _, _ in group]
+    weights = [weight.detach().float() for _, weight, _ in group]
+    sensitivities = torch._foreach_mul(weights, [gradient.float() for _, _, gradient in group])
+    torch._foreach_abs_(sensitivities)
+    torch._foreach_lerp_(means, sensitivities, 1 - beta1)
+    torch._foreach_sub_(sensitivities, means)
+    torch._foreach_abs_(sensitivities)
+    torch._foreach_lerp_(uncertainties, sensitivities, 1 - beta2)
+
+
+def _bounded(group: list[Observed]) -> Iterator[list[Observed]]:
+    """The group in pieces of bounded size, or of one."""
+    piece: list[Observed] = []
+    size = 0
+    for one in group:
+        if piece and size + one[1].numel() > _AT_ONCE:
+            yield piece
+            piece, size = [], 0
+        piece.append(one)
+        size += one[1].numel()
+    yield piece

@@ -36,8 +36,8 @@ def leading(weight: Tensor, count: int) -> Triplets | None:
         U (out, count), S (count,), Vh (count, in); None if the basis would become so large that a full
         decomposition is cheaper, or the weight has fewer directions.
     """
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(weight.shape[1], BLOCK, generator=generator).to(weight)
+    generator, shape = torch.Generator().manual_seed(0), (weight.shape[1], BLOCK)
+    probe = torch.randn(shape, generator=generator, device="cpu").to(weight)
     block = basis = torch.linalg.qr(weight @ probe)[0]
     image = weight.T @ block
     tried_at, limit = count + FIRST, int(min(weight.shape) * _SHARE)

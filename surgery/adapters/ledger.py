@@ -36,16 +36,17 @@ class Ledger(nn.Module):
         super().__init__()
         self.register_buffer("B", torch.zeros(out_features, capacity, device=device, dtype=dtype))
         self.register_buffer("A", torch.zeros(capacity, in_features, device=device, dtype=dtype))
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("count", torch.zeros((), device=device, dtype=torch.long))
 
     @property
     def entries(self) -> int:
-        """Pairs entered."""
+        """Pairs entered. A GPU is waited for."""
         return int(self.count)
 
     def enter(self, b: Tensor, a: Tensor) -> None:
         """Append pairs, (out, k) and (k, in)."""
-        place = slice(self.entries, self.entries + a.shape[0])
+        entries = self.entries
+        place = slice(entries, entries + a.shape[0])
         self.B[:, place] = b
         self.A[place] = a
         self.count += a.shape[0]
@@ -56,4 +57,5 @@ class Ledger(nn.Module):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Everything entered, (out, k) and (k, in): their product is what the weight gained."""
-        return self.B[:, : self.entries], self.A[: self.entries]
+        entries = self.entries
+        return self.B[:, :entries], self.A[:entries]

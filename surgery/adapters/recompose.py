@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgery.adapters.importance import Importance
+from surgery.adapters.importance import Importance, Observed, observe
 from surgery.adapters.ledger import Ledger
 from surgery.adapters.singular import SingularStart
 from surgery.errors import PlanError
@@ -56,7 +57,7 @@ class Recomposed(SingularStart):
             shape = [spare if i == dim else size for i, size in enumerate(parameter.shape)]
             self.register_buffer(f"next_{name}", torch.zeros(shape, device=device))
             self.importance[name] = Importance(parameter.shape, beta1, beta2, device)
-        self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
+        self.register_buffer("cursor", torch.zeros((), device=device, dtype=torch.long))
 
     @property
     def switches(self) -> int:
@@ -83,9 +84,13 @@ class Recomposed(SingularStart):
 
     def observe(self) -> None:
         """Take the present gradients into the importance scores; without gradients nothing happens."""
+        observe(self.observed())
+
+    def observed(self) -> Iterator[Observed]:
+        """The scores of each trained tensor that has a gradient, with both."""
         for name, (parameter, _) in self.pairs().items():
             if parameter.grad is not None:
-                self._importance(name).observe(parameter, parameter.grad)
+                yield self._importance(name), parameter, parameter.grad
 
     def scores(self) -> Tensor:
         """Importance of each pair, (r,): the mean over its entries, summed over the trained tensors.
@@ -117,8 +122,9 @@ class Recomposed(SingularStart):
     def switch(self, places: Tensor) -> None:
         """Fuse the pairs at ``places``, (k,), and let them be born on the next unused directions."""
         self.enter(1, places)
+        cursor = int(self.cursor)
         for name, (parameter, dim) in self.pairs().items():
-            born = self.get_buffer(f"next_{name}").narrow(dim, int(self.cursor), len(places))
+            born = self.get_buffer(f"next_{name}").narrow(dim, cursor, len(places))
             parameter.index_copy_(dim, places, born.to(parameter))
         self.enter(-1, places)
         self.cursor += len(places)

@@ -88,18 +88,22 @@ class Graft(nn.ModuleDict):
             ``(..., total)``; None where the parts have to be seen: adapters with a forward, dropout or
             hooks of their own, a weight that trains, a tracer.
         """
-        pairs = None if weight.requires_grad or is_plain() else self._factors()
+        casts = torch.is_autocast_enabled(x.device.type)
+        pairs = None if weight.requires_grad or is_plain() else self._factors(casts)
         if pairs is None:
             return None
         return product(x, as_matrix(weight, self.layout), bias, *pairs)
 
-    def _factors(self) -> tuple[list[tuple[Tensor, Tensor]], list[Span]] | None:
-        """The factors with the runs of channels they lie on; interleaved ones are laid out first."""
+    def _factors(self, casts: bool) -> tuple[list[tuple[Tensor, Tensor]], list[Span]] | None:
+        """The factors with the runs of channels they lie on; interleaved ones are laid out first.
+
+        They have one dtype, or autocast ``casts`` them to one (it computes one of the polar form's two).
+        """
         adapters = list(self.adapters())
         if not all(_is_linear(adapter) for _, adapter in adapters):
             return None
         factors = [adapter.factors() for _, adapter in adapters]
-        if len({f.dtype for pair in factors for f in pair}) > 1:
+        if not casts and len({f.dtype for pair in factors for f in pair}) > 1:
             return None
         places = [self._blocks[slot] for slot, _ in adapters]
         if all(len(place) == place[0].count == 1 for place in places):

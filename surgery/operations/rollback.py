@@ -14,6 +14,8 @@ from surgery.operations.state import Record, remember
 
 _PIECE = 2**17
 """Entries that are held twice while two tensors change places."""
+_PIECE_ELSEWHERE = 2**24
+"""The same on an accelerator, where a small piece costs as much as a large one."""
 
 
 @contextmanager
@@ -77,7 +79,8 @@ def replaced_or_nothing(
 
 def _exchange(one: Tensor, other: Tensor, before: list[tuple[Tensor, Tensor]]) -> None:
     """Swap two tensors piece by piece; ``before`` always tells what was in ``one``."""
-    rows = max(1, _PIECE * len(one) // max(1, one.numel()))
+    piece = _PIECE if one.device.type == "cpu" else _PIECE_ELSEWHERE
+    rows = max(1, piece * len(one) // max(1, one.numel()))
     for here, there in zip(torch.split(one, rows), torch.split(other, rows), strict=True):
         held = here.clone()
         before.append((here, held))
