@@ -59,11 +59,9 @@ def main() -> None:
         rows = SECTIONS[section](given.device, given.depth)
         while not budget.is_spent and (row := next(rows, None)) is not None:
             figures[section].append(row)
+            known = [str(value) for value in row.values() if isinstance(value, str | int)]
+            print(f"{time.monotonic() - started:5.0f} s  {section}", *known, flush=True)
             keep(given.name, figures)
-        print(
-            f"{section}: {len(figures[section])} rows, {time.monotonic() - started:.0f} s",
-            flush=True,
-        )
     for section in given.sections:
         show(section, figures[section])
 

@@ -31,6 +31,7 @@ def rows(device: str, depth: int) -> Iterator[dict[str, Any]]:
     cases = {name: every[name] for name in COMPARED}
     take_turns(cases, here.batch, device)
     eager = over_floor(cases, 0.0)
+    torch._dynamo.reset()  # once: all three are kept compiled
     compile_s = {name: _compiled(case, here, depth, device) for name, case in cases.items()}
     for case in cases.values():
         case.seconds.clear()
@@ -49,7 +50,6 @@ def rows(device: str, depth: int) -> Iterator[dict[str, Any]]:
 
 def _compiled(case: Case, subject: Subject, depth: int, device: str) -> float:
     """Compile every block in place; seconds of the first step."""
-    torch._dynamo.reset()
     for block in _blocks(case.model, depth):
         block.compile(fullgraph=True)
     started = time.perf_counter()

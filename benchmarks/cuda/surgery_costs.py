@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from benchmarks.clocks import wall
 from benchmarks.cuda.placed import placed, read
 from benchmarks.speed_cases import ROLES, Case, policy, recomposition, with_peft
 from benchmarks.speed_subjects import GPU, Subject, subjects
-from surgery.adapters import LoRA
+from surgery.adapters import LoRA, cache
 
 ROUNDS = 3
 STD = 0.01
@@ -99,11 +102,18 @@ def starts_and_folds(
 def singular_starts(
     subject: Subject, anatomy: surgery.Anatomy, modules: list[str], notes: Notes
 ) -> None:
-    """PiSSA's start, ours and both of PEFT's, and a recomposition of SRLoRA on the same modules."""
+    """PiSSA's start, ours and both of PEFT's, and a recomposition of SRLoRA on the same modules.
+
+    Ours is timed without the cache of directions, when they are kept in it, and when they are read from it.
+    """
     model = subject.make()
     some = {"select": [{"modules": modules, "roles": ROLES["q,v"]}], "adapter": "pissa"}
-    notes.time("plan + apply, pissa", partial(surgery.apply, model, some, anatomy=anatomy))
-    surgery.undo(model)
+    ours = partial(surgery.apply, model, some, anatomy=anatomy)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, where in ("", "off"), (", kept", folder), (", read", folder):
+            with patch.dict(os.environ, {cache.FOLDER: where}):
+                notes.time(f"plan + apply, pissa{name}", ours)
+            surgery.undo(model)
     for start in "pissa", "pissa_niter_4":
         fresh, options = subject.make(), {"init_lora_weights": start}
         notes.time(f"get_peft_model, {start}", partial(with_peft, fresh, modules, 8, **options))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgery.adapters import importance as home
 from surgery.adapters.importance import Importance
 
 
@@ -55,3 +57,23 @@ def test_resumes_from_its_buffers_and_forgets_on_request():
     assert torch.equal(first.score(), second.score())
     first.reset()
     assert not first.score().any()
+
+
+def test_many_are_taken_in_together_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, each with its own decays, and in any type."""
+    monkeypatch.setattr(home, "_AT_ONCE", 12)
+    shapes = [(3,), (2, 4), (5, 5), (1, 2), (4,)]
+
+    def scores() -> list[Importance]:
+        return [Importance(torch.Size(s), (0.5, 0.6)[i % 2], 0.8) for i, s in enumerate(shapes)]
+
+    together, alone = scores(), scores()
+    for _ in range(3):
+        pairs = [(torch.randn(s).bfloat16(), torch.randn(s)) for s in shapes]
+        home.observe((one, *pair) for one, pair in zip(together, pairs, strict=True))
+        for one, pair in zip(alone, pairs, strict=True):
+            sensitivity = (pair[0].float() * pair[1]).abs()
+            one.mean.lerp_(sensitivity, 1 - one.beta1)
+            one.uncertainty.lerp_((sensitivity - one.mean).abs(), 1 - one.beta2)
+    for one, other in zip(together, alone, strict=True):
+        assert one.score().any() and torch.equal(one.score(), other.score())

@@ -106,6 +106,15 @@ def test_autocast_gives_the_plain_module_s_dtype_and_float32_gradients(case: Cas
     close(found, passes(module, module, x), 0.03)
 
 
+def test_under_autocast_too_a_linear_layer_is_one_product(case: Case, access: Access) -> None:
+    """Autocast computes one of the polar form's factors in bfloat16 and leaves the other one."""
+    module, x = case
+    if access is Access.PARAMETER or not isinstance(module, nn.Linear):
+        pytest.skip("only linear layers that are called are products")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(module(x).grad_fn).__name__ == "_ProductBackward"
+
+
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_compute_the_same_and_train_alone(
     case: Case, copier: Callable[[nn.Module], nn.Module]
