@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,9 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         identifier(name): dict.fromkeys(inputs.axes.get(name, ()), Dim.AUTO)
         for name in inputs.tensors
     }
-    shapes = {**dims, **dict.fromkeys(inputs.constants)} if inputs.sizes else None
+    shapes = (
+        _as_arguments(model, {**dims, **dict.fromkeys(inputs.constants)}) if inputs.sizes else None
+    )
     # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
     with torch.no_grad(), _FourDimensions():
         program = capture_graph(model, (), inputs.kwargs, dynamic_shapes=shapes)
@@ -83,6 +86,16 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         _limits(program, symbols),
         tuple(notes),
     )
+
+
+def _as_arguments(model: nn.Module, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Shapes by argument; what only ``**kwargs`` takes belongs under its name, which torch before 2.12 insists on."""
+    parameters = inspect.signature(model.forward).parameters
+    rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    others = {name: shape for name, shape in shapes.items() if name not in parameters}
+    if rest is None or not others:
+        return shapes
+    return {**{name: shapes[name] for name in shapes if name in parameters}, rest: others}
 
 
 class _FourDimensions(TorchFunctionMode):

@@ -15,6 +15,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
+from exporters.causal import PAST, PRESENT
 from exporters.errors import ExportError
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -43,10 +44,13 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 
 _PRODUCTS = ("MatMul", "Gemm")
+_CACHE = tuple(name.partition("{")[0] for name in (PAST, PRESENT))
 
 
 def lower(model: ir.Model, precision: Precision) -> tuple[ir.Model, tuple[str, ...]]:
     """Return the model in ``precision``, with fp32 inputs and outputs, and what to know about it.
+
+    Under fp16 the cache of a decoder has 16 bits too: it is the model's own state, and would be cast twice a token.
 
     Args:
         model: In fp32.
@@ -79,12 +83,15 @@ def _halved(proto: onnx.ModelProto) -> tuple[ir.Model, tuple[str, ...]]:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     # Local functions and inferred shapes would only be in the way: the graph is flat and typed.
-    converted = convert_float_to_float16(proto, keep_io_types=True, force_fp16_initializers=True)
+    values = [value.name for value in (*proto.graph.input, *proto.graph.output)]
+    kept = [name for name in values if not name.startswith(_CACHE)]
+    converted = convert_float_to_float16(proto, keep_io_types=kept, force_fp16_initializers=True)
     del converted.graph.value_info[:]
     model = ir.from_proto(converted)
     # The converter appends the casts of inputs and outputs at the end.
     model.graph.sort()
-    return model, ("weights and computation in fp16, inputs and outputs in fp32",)
+    cached = ", the cache in fp16" if len(kept) < len(values) else ""
+    return model, (f"weights and computation in fp16, inputs and outputs in fp32{cached}",)
 
 
 def _quantised(proto: onnx.ModelProto) -> tuple[ir.Model, tuple[str, ...]]:

@@ -186,9 +186,12 @@ def optimized_operators(path: str | os.PathLike[str], options: SessionOptions) -
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> list[Any]:
-    """Run a session on those feeds that its graph still takes."""
-    taken = {i.name for i in session.get_inputs()}
-    outputs: list[Any] = session.run(None, {n: v for n, v in feeds.items() if n in taken})
+    """Run a session on those feeds that its graph still takes; floats in the precision that it takes them in."""
+    halves = {i.name for i in session.get_inputs() if i.type == "tensor(float16)"}
+    taken = {i.name: feeds[i.name] for i in session.get_inputs() if i.name in feeds}
+    outputs: list[Any] = session.run(
+        None, {n: v.astype("float16") if n in halves else v for n, v in taken.items()}
+    )
     return outputs
 
 

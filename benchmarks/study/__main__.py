@@ -46,7 +46,7 @@ def _prepare(sources: Path, material: Path, tasks: Sequence[str], dtype: torch.d
 def _run(given: argparse.Namespace) -> None:
     study = Study(
         [_records(task, given.steps) for task in given.tasks], given.methods, given.material,
-        given.device, given.seeds, given.workers, given.seconds,
+        given.device, given.seeds, given.workers, given.seconds, given.replay,
     )  # fmt: skip
     console = Console(stderr=True)
     for found in study.run():
@@ -54,6 +54,8 @@ def _run(given: argparse.Namespace) -> None:
             f"{found['task']} {found['method']} {found['rate']:g} seed {found['seed']}: validation "
             f"{found['validation']:.4f}, test {found['test']:.4f}, {found['seconds']} s"
         )
+    for run, error in study.failures.items():
+        console.print(f"failed: {run}: {type(error).__name__}: {error}")
 
 
 def _records(task: str, steps: int | None) -> Records:
@@ -79,6 +81,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="start nothing after this"
+    )
+    parser.add_argument(
+        "--no-replay",
+        dest="replay",
+        action="store_false",
+        help="launch every kernel of every step anew",
     )
     return parser.parse_args(arguments)
 

@@ -56,9 +56,12 @@ class MeanPooled(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, length) int64 -> (n, classes)."""
-        mask = (tokens != 0).long()
+        real = tokens != 0
+        mask = real[
+            :, None, None, :
+        ]  # as it is used: of a plainer one the encoder waits for the content
         states = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
-        weights = mask[..., None].to(states.dtype)
+        weights = real[..., None].to(states.dtype)
         logits: Tensor = self.head((states * weights).sum(1) / weights.sum(1))
         return logits
 

@@ -17,6 +17,7 @@ import surgery
 from benchmarks.study.backbones import Classifier
 from benchmarks.study.methods import METHODS, Given
 from benchmarks.study.parts import Examples, Parts
+from benchmarks.study.replay import replayed
 from benchmarks.study.tasks import TASKS
 from examples.training import LARGEST_GRADIENT, Recipe, batches
 
@@ -58,8 +59,8 @@ def bench_of(task: str, folder: Path, device: str) -> Bench:
     return Bench(parts, model, surgery.read(model.network, inputs))
 
 
-def perform(run: Run, folder: Path, device: str) -> dict[str, Any]:
-    """Train and evaluate."""
+def perform(run: Run, folder: Path, device: str, replay: bool = True) -> dict[str, Any]:
+    """Train and evaluate; ``replay`` says whether a GPU's steps are captured once."""
     task, method = TASKS[run.task], METHODS[run.method]
     bench = bench_of(run.task, folder, device)
     started = time.perf_counter()
@@ -70,7 +71,7 @@ def perform(run: Run, folder: Path, device: str) -> dict[str, Any]:
     given = Given(model.network, bench.anatomy, task.modules, run.seed)
     model.network = method.prepare(given)
     recipe = Recipe(run.rate, steps=run.steps, batch=task.batch)
-    losses = _train(model, bench.parts.train, recipe, run, method.recomposer)
+    losses = _train(model, bench.parts.train, recipe, run, replay)
     return {
         **asdict(run),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -94,7 +95,7 @@ def _train(
     examples: Examples,
     recipe: Recipe,
     run: Run,
-    recomposes: type[surgery.Recomposer] | None,
+    replay: bool,
 ) -> Tensor:
     """Minimise cross-entropy; the loss of each step's batch, (steps,)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -102,22 +103,31 @@ def _train(
     optimizer = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=device.type == "cuda"
     )
+    recomposes = METHODS[run.method].recomposer
     recomposer = recomposes(model, optimizer, total_steps=recipe.steps) if recomposes else None
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate)
     order = batches(len(examples), recipe.batch, torch.Generator().manual_seed(run.seed))
     chosen = torch.stack([next(order) for _ in range(recipe.steps)]).to(device)
-    losses = torch.empty(recipe.steps, device=device)
-    model.train()
-    for step, index in enumerate(chosen):
+    index, losses = chosen[0].clone(), torch.empty(recipe.steps, device=device)
+
+    def backward() -> Tensor:
         loss = F.cross_entropy(model(examples.inputs[index]), examples.labels[index])
-        optimizer.zero_grad()
         torch.autograd.backward(loss)
+        return loss.detach()
+
+    model.train()
+    replay = replay and device.type == "cuda"
+    gradients = replayed(backward, parameters) if replay else backward
+    for step in range(recipe.steps):
+        index.copy_(chosen[step])
+        losses[step] = gradients()
         if recomposer is not None:
             recomposer.step()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         optimizer.step()
+        if not replay:
+            optimizer.zero_grad()
         schedule.step()
-        losses[step] = loss.detach()
     model.eval()
     return losses.cpu()
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ class Study:
         seeds: Runs of each method at its best rate.
         workers: Processes.
         seconds: After which nothing new is started.
+        replay: Whether steps on a GPU are captured once and replayed.
+        failures: Runs that ended in an error; they are tried again next time.
     """
 
     records: Sequence[Records]
@@ -95,6 +97,8 @@ class Study:
     seeds: int = 3
     workers: int = 1
     seconds: float = float("inf")
+    replay: bool = True
+    failures: dict[Run, BaseException] = field(default_factory=dict)
 
     def run(self) -> Iterator[Record]:
         """Run what is missing; yield each record as it is kept."""
@@ -106,14 +110,21 @@ class Study:
             while time.monotonic() < deadline:
                 for run in self._missing(asked):
                     asked.add(run)
-                    pending[pool.submit(perform, run, self.material, self.device)] = run
+                    pending[pool.submit(perform, *self._how(run))] = run
                 if not pending:
                     return
                 done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield self._kept(pending.pop(future), future.result())
+                    run, error = pending.pop(future), future.exception()
+                    if error is not None:
+                        self.failures[run] = error
+                        continue
+                    yield self._kept(run, future.result())
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _how(self, run: Run) -> tuple[Run, Path, str, bool]:
+        return run, self.material, self.device, self.replay
 
     def _missing(self, asked: set[Run]) -> list[Run]:
         found = (run for kept in self.records for run in kept.missing(self.methods, self.seeds))

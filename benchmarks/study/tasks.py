@@ -46,6 +46,6 @@ TASKS: dict[str, Task] = {
         "Reuters R8, MiniLM-L6", texts.reuters, backbones.minilm, 8, ("query", "value"), 300
     ),
     "newsgroups": Task(
-        "20 newsgroups, MiniLM-L6", texts.newsgroups, backbones.minilm, 20, ("query", "value"), 500
+        "20 newsgroups, MiniLM-L6", texts.newsgroups, backbones.minilm, 20, ("query", "value"), 400
     ),
 }

@@ -110,7 +110,7 @@ class Described:
     def floats(self, *shape: int) -> Tensor:
         """Benign values in the model's dtype, on its device."""
         generator = torch.Generator().manual_seed(0)
-        return torch.rand(shape, generator=generator).to(self.device, self.dtype)
+        return torch.rand(shape, generator=generator, device="cpu").to(self.device, self.dtype)
 
     def whole(self, values: Any) -> Tensor:
         """Whole numbers on the model's device."""

@@ -246,5 +246,5 @@ def _targets(model: nn.Module, projection: Projection) -> list[tuple[Tensor, int
 def _add_noise(tensor: Tensor, dim: int, channels: Tensor) -> None:
     rows = tensor.index_select(dim, channels)
     spread = tensor.float().std(correction=0).clamp_min(1e-3).item()
-    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1), device="cpu")
     tensor.index_copy_(dim, channels, rows + noise.to(tensor) * 3 * spread)

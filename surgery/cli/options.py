@@ -121,5 +121,7 @@ def _tensor(text: str) -> Any:
         raise typer.BadParameter(f"{text!r} is no SHAPE[:DTYPE] such as 2x16:int64")
     sizes = [int(number) for number in shape.split("x")]
     if dtype.is_floating_point:
-        return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(0), device="cpu").to(
+            dtype
+        )
     return torch.ones(sizes, dtype=dtype)

@@ -233,3 +233,16 @@ def test_rows_padded_where_they_may_not_be_get_no_number(cache, name, padding):
             logits = step(input_ids=ids, attention_mask=kept, **past)["logits"]
         assert logits[0].isfinite().all()
         assert logits[1].isnan().all() == (padding not in {"either", side})
+
+
+def test_under_fp16_the_cache_has_half_the_bytes_and_generates_the_same(tmp_path):
+    model, path = model_of("llama"), tmp_path / "model.onnx"
+    report = exporters.to_onnx(model, path, precision="fp16", cache=True)
+    assert "inputs and outputs in fp32, the cache in fp16" in report.notes[0]
+    assert report.files[0].verification.top1 == 1.0
+    graph = onnx.load(path).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+    cached = {name for name in kinds if name.startswith(("past_key_values.", "present."))}
+    assert len(cached) == 4
+    assert {kinds[name] for name in cached} == {onnx.TensorProto.FLOAT16}
+    assert kinds["logits"] == onnx.TensorProto.FLOAT

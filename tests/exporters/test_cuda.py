@@ -75,6 +75,7 @@ def test_every_site_runs_as_one_operator_on_the_device(name, precision, build, t
 
 SHAPES = {
     "Shape",
+    "Reshape",
     "Gather",
     "Concat",
     "Unsqueeze",
@@ -131,8 +132,10 @@ def test_a_decoder_generates_what_the_model_generates(cache, precision, tmp_path
     assert report.fused == len(report.sites) == 2
     assert report.files[0].verification.top1 == 1.0
     prompt = np.array([[5, 9, 7]])
-    past = {name: value.numpy() for name, value in decoder_step(model, cache).past(1).items()}
-    feeds = {"input_ids": prompt, "attention_mask": np.ones_like(prompt), **past}
+    dtype = np.float16 if precision == "fp16" else np.float32
+    past = decoder_step(model, cache).past(1)
+    cached = {name: value.numpy().astype(dtype) for name, value in past.items()}
+    feeds = {"input_ids": prompt, "attention_mask": np.ones_like(prompt), **cached}
     nodes = ran(path, feeds)
     # Its CUDA kernel takes half precision alone; in fp32 the operator runs on the CPU.
     place = CUDA if precision == "fp16" else "CPUExecutionProvider"
