@@ -96,19 +96,19 @@ def let_gradients_through(model: nn.Module, embedding: str) -> None:
 def kept_bytes(case: Case, batch: dict[str, Tensor]) -> int:
     """Bytes of all storages kept for the backward, parameters apart."""
     known = {p.untyped_storage().data_ptr() for p in case.model.parameters()}
-    sizes: dict[
+    kept: dict[
         int, tuple[int, Tensor]
     ] = {}  # a tensor is held so that its address is not used again
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
+        """Keep nothing for the node: its own output would hold the node, and nothing would be freed."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes(), tensor.detach()
-        return tensor
+            kept[storage.data_ptr()] = storage.nbytes(), tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
         case.loss(batch)
-    return sum(size for size, _ in sizes.values())
+    return sum(size for size, _ in kept.values())
 
 
 def recomposer_of(model: nn.Module, steps: int) -> tuple[surgery.Recomposer, torch.optim.Optimizer]:

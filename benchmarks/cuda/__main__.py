@@ -1,6 +1,6 @@
 """What adapters and surgery cost on a GPU, against PEFT, kept in ``results/speed_cuda.json``.
 
-    python -m benchmarks.cuda [--sections training surgery orders compiled] [--seconds 120] [--resume]
+    python -m benchmarks.cuda [--sections training kernels ...] [--seconds 120] [--resume]
 
 Needs ``pip install peft``. Every row is kept as soon as it is measured; after ``--seconds`` no new one
 is begun. ``--device cpu --depth 1 --name rehearsal`` runs the same code without a GPU.
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.clocks import Budget
-from benchmarks.cuda import compiled, orders, surgery_costs, training
+from benchmarks.cuda import compiled, kernels, orders, surgery_costs, training
 from benchmarks.record import keep, load
 
 Rows = Iterator[dict[str, Any]]
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[str, int], Rows]] = {
     "surgery": surgery_costs.rows,
     "orders": orders.rows,
     "compiled": compiled.rows,
+    "kernels": kernels.rows,
 }
 ABOUT = {
     "clock": "CUDA events over steps in a row; surgery: wall time until the GPU is done",
