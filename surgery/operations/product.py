@@ -19,6 +19,8 @@ Span = tuple[int, int]
 
 _MERGE_FROM = 1.0
 """Tokens from which merging pays, in units of the tokens at which both orders cost as many products."""
+_TILE = 64
+"""Ranks that a GPU multiplies by in one tile: as many pairs as fit cost no more time than one."""
 _contraction: Contraction = "auto"
 
 
@@ -69,25 +71,26 @@ def product(
         x: (..., in).
         weight: (out, in), frozen; a view is fine.
         bias: (out,) or None.
-        factors: Pairs (B, A) of (length, r) and (r, in), of one dtype.
+        factors: Pairs (B, A) of (length, r) and (r, in), of one dtype unless autocast gives them one.
         spans: Where the rows of each B lie among the output channels; disjoint.
 
     Returns:
         (..., out), in the dtype that ``F.linear`` would give.
     """
-    device = x.device.type
+    device, dtype = x.device.type, factors[0][0].dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, factors = x.to(dtype), [(b.to(dtype), a.to(dtype)) for b, a in factors]
+        x = x.to(dtype)
     out, width = weight.shape
     tokens = x.numel() // max(width, 1)
     order = _Order(
         tuple(spans),
+        dtype,
+        as_one=x.is_cuda and 1 < len(spans) and sum(len(a) for _, a in factors) <= _TILE,
         forward=_merges(tokens * (width + out), width * out, x.dtype),
         backward=_merges(tokens, out, x.dtype),
     )
-    with torch.autocast(device, enabled=False):
-        result: Tensor = _Product.apply(order, x, weight, bias, *(f for p in factors for f in p))
+    result: Tensor = _Product.apply(order, x, weight, bias, *(f for p in factors for f in p))
     return result
 
 
@@ -100,28 +103,64 @@ def _merges(low_rank: int, merged: int, dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True)
 class _Order:
-    """Where the factors lie, and whether each way goes through the merged weight."""
+    """Where the factors lie, their dtype in products, and which products are made.
+
+    ``as_one``: pairs on several spans are laid into one pair on all channels, zero where a pair does not
+    lie. That is more arithmetic and fewer launches. ``forward``, ``backward``: whether each way goes
+    through the merged weight.
+    """
 
     spans: tuple[Span, ...]
+    dtype: torch.dtype
+    as_one: bool
     forward: bool
     backward: bool
 
     def rows(self, matrix: Tensor, dim: int) -> Iterator[Tensor]:
-        """The channels of each span, as views: each made when its turn comes, for all are written to."""
+        """The channels of each B of ``bs``, as views: each made when its turn comes, for all are written to."""
+        if self.as_one:
+            return iter((matrix,))
         return (matrix.narrow(dim, start, length) for start, length in self.spans)
+
+    def a(self, factors: Sequence[Tensor]) -> Tensor:
+        """The A of all pairs, (sum of r, in): one product with x serves them all."""
+        every = factors[1::2]
+        return _cast(every[0] if len(every) == 1 else torch.cat(list(every)), self.dtype)
+
+    def bs(self, factors: Sequence[Tensor], out: int) -> list[Tensor]:
+        """The B that u is multiplied by, each on its columns of u: one per pair, or all as one."""
+        if not self.as_one:
+            return [_cast(b, self.dtype) for b in factors[::2]]
+        whole = factors[0].new_zeros(out, sum(map(len, factors[1::2])), dtype=self.dtype)
+        for place, b in zip(self._places(whole, factors), factors[::2], strict=True):
+            place.copy_(b)
+        return [whole]
+
+    def apart(self, grads: Sequence[Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of ``bs`` as those of each pair's B."""
+        own = self._places(grads[0], factors) if self.as_one else grads
+        return [_cast(grad, b.dtype) for grad, b in zip(own, factors[::2], strict=True)]
 
     def merged(self, weight: Tensor, factors: Sequence[Tensor]) -> Tensor:
         """W + B A, (out, in), rounded once to the dtype of ``weight``."""
-        bs, wide = factors[::2], factors[0].dtype
+        factors, wide = [factor.to(self.dtype) for factor in factors], self.dtype
         if self.spans == ((0, weight.shape[0]),) and wide == weight.dtype:
             return torch.addmm(weight, *factors)
         merged = weight.clone()
-        for rows, b, a in zip(self.rows(merged, 0), bs, factors[1::2], strict=True):
+        for (start, length), b, a in zip(self.spans, factors[::2], factors[1::2], strict=True):
+            rows = merged.narrow(0, start, length)
             if wide == rows.dtype:
                 rows.addmm_(b, a)
             else:
                 rows.copy_(torch.addmm(rows.to(wide), b, a))
         return merged
+
+    def _places(self, whole: Tensor, factors: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Where each B lies in one for all, as views."""
+        first = 0
+        for (start, length), a in zip(self.spans, factors[1::2], strict=True):
+            yield whole.narrow(0, start, length).narrow(1, first, len(a))
+            first += len(a)
 
 
 class _Product(torch.autograd.Function):
@@ -140,6 +179,10 @@ class _Product(torch.autograd.Function):
     of which ∂x again has two orders, r·out·in against r·N·in. Nothing of the size of a weight outlives
     a pass: W + B A and u are computed again, which is cheaper than to keep them; x is kept, once for
     all pairs, and only if an A trains. A span of channels is a view of y and of g, never a copy.
+
+    With few tokens, and on a GPU with many, launches cost more than products do. So the factors come in as
+    they are stored and are cast here, not by nodes of their own, and gradients leave as their leaves hold
+    them: contiguous, in the factor's dtype.
     """
 
     @staticmethod
@@ -150,44 +193,57 @@ class _Product(torch.autograd.Function):
         matrix = weight.to(x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
         a_trains = any(ctx.needs_input_grad[5::2])
-        u: Tensor | None = None
+        a = u = None
+        bs: list[Tensor] = []
         if not (order.forward and a_trains):
-            u = _down(x, _stacked(factors[1::2]))
+            a = order.a(factors)
+            u = _down(x, a)
         if order.forward:
             y = F.linear(x, order.merged(matrix, factors), bias)
         else:
             assert u is not None
+            bs = order.bs(factors, weight.shape[0])
             y = F.linear(x, matrix, bias).contiguous()
-            for rows, part, b in _pairs(order.rows(y.view(-1, y.shape[-1]), 1), u, factors[::2]):
-                _add_product(rows, part, b.T)
-        ctx.order, ctx.shape, ctx.kind = order, x.shape, x.dtype
-        ctx.save_for_backward(x if a_trains else None, weight, u, *factors)
+            for rows, part, b in _pairs(order.rows(_flat(y), 1), u, bs):
+                _add_product(rows, part, b.t())
+        ctx.order, ctx.shape, ctx.kind, ctx.pairs = order, x.shape, x.dtype, len(factors)
+        ctx.save_for_backward(x if a_trains else None, weight, u, *factors, a, *bs)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, bias and the factors that need one."""
-        with torch.autocast(grad.device.type, enabled=False):
+        device = grad.device.type
+        if not torch.is_autocast_enabled(device):
+            return _backward(ctx, _flat(grad))
+        with torch.autocast(device, enabled=False):
             return _backward(ctx, _flat(grad))
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, u, *factors = ctx.saved_tensors
+    x, weight, u, *rest = ctx.saved_tensors
+    factors, (a, *bs) = rest[: ctx.pairs], rest[ctx.pairs :]
     _, x_needs, _, bias_needs, *factors_need = ctx.needs_input_grad
     order: _Order = ctx.order
-    wide, stacked = factors[0].dtype, _stacked(factors[1::2])
-    parts = list(order.rows(g.to(wide), 1))
+    again = torch.is_grad_enabled()  # what forward made has no graph
+    a = order.a(factors) if a is None or again else a
+    bs = order.bs(factors, len(weight)) if not bs or again else bs
+    parts = list(order.rows(g.to(order.dtype), 1))
     v: Tensor | None = None
     if any(factors_need[1::2]) or (x_needs and not order.backward):
-        v = torch.cat([part @ _upright(b) for part, b in zip(parts, factors[::2], strict=True)], 1)
+        vs = [part @ _upright(b) for part, b in zip(parts, bs, strict=True)]
+        v = vs[0] if len(vs) == 1 else torch.cat(vs, 1)
     grads: list[Tensor | None] = [None] * len(factors)
     if any(factors_need[::2]):
-        u = _down(x, stacked) if u is None or torch.is_grad_enabled() else u
-        grads[::2] = [(own.T @ part).T for part, own, _ in _pairs(parts, u, factors[::2])]
+        u = _down(x, a) if u is None or again else u
+        grads[::2] = order.apart(
+            [_outer(part, own) for part, own, _ in _pairs(parts, u, bs)], factors
+        )
     if any(factors_need[1::2]):
         assert v is not None
-        grads[1::2] = torch.split(v.T @ _flat(x).to(wide), [b.shape[1] for b in factors[::2]])
-    grad_x = _grad_x(ctx, g, weight.to(ctx.kind), v, stacked, factors) if x_needs else None
+        grad_a = (v.t() @ _flat(x).to(order.dtype)).to(factors[1].dtype)
+        grads[1::2] = torch.split(grad_a, [len(a) for a in factors[1::2]])
+    grad_x = _grad_x(ctx, g, weight.to(ctx.kind), v, a, factors) if x_needs else None
     return (None, grad_x, None, g.sum(0) if bias_needs else None, *grads)
 
 
@@ -218,25 +274,33 @@ def _down(x: Tensor | None, a: Tensor) -> Tensor:
             "the gradient of a gradient needs the input of a layer whose A is frozen",
             remedy="call surgery.set_contraction('plain') before the forward",
         )
-    return _flat(x).to(a.dtype) @ a.T
+    return _flat(x).to(a.dtype) @ a.t()
 
 
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _stacked(a: Sequence[Tensor]) -> Tensor:
-    """The A of all pairs, (sum of r, in): one product with x serves them all."""
-    return a[0].contiguous() if len(a) == 1 else torch.cat(list(a))
+def _cast(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous and in ``dtype``, by one copy at most."""
+    if matrix.dtype == dtype:
+        return matrix.contiguous()
+    return matrix.to(dtype, memory_format=torch.contiguous_format)
+
+
+def _outer(g: Tensor, u: Tensor) -> Tensor:
+    """g^T u. On a CPU the transpose of u^T g is faster at small ranks, on a GPU it is one copy more."""
+    return g.t() @ u if g.is_cuda else (u.t() @ g).t()
 
 
 def _upright(b: Tensor) -> Tensor:
-    """B with its columns contiguous: at rank 8, BLAS multiplies by it five times faster."""
-    return b.T.contiguous().T
+    """B with its columns contiguous where it matters: at rank 8, a CPU multiplies by it five times faster."""
+    return b if b.is_cuda else b.t().contiguous().t()
 
 
 def _pairs(
     rows: Iterable[Tensor], u: Tensor, bs: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each span with its share of u and its B."""
-    return zip(rows, torch.split(u, [b.shape[1] for b in bs], 1), bs, strict=True)
+    parts = (u,) if len(bs) == 1 else torch.split(u, [b.shape[1] for b in bs], 1)
+    return zip(rows, parts, bs, strict=True)
