@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout, Rows
-from surgery.operations.product import Span, is_plain, product
+from surgery.operations.pairs import Span
+from surgery.operations.product import is_plain, product
 from surgery.operations.rows import (
     Block,
     as_matrix,

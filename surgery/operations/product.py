@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,10 +11,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from surgery.errors import PlanError, StateError
+from surgery.operations.pairs import Order, Span
 
 Contraction = Literal["auto", "merged", "low-rank", "plain"]
-Span = tuple[int, int]
-"""First output channel and number of channels of one pair of factors."""
 
 _MERGE_FROM = 1.0
 """Tokens from which merging pays, in units of the tokens at which both orders cost as many products."""
@@ -83,10 +81,10 @@ def product(
         x = x.to(dtype)
     out, width = weight.shape
     tokens = x.numel() // max(width, 1)
-    order = _Order(
+    order = Order(
         tuple(spans),
         dtype,
-        as_one=x.is_cuda and 1 < len(spans) and sum(len(a) for _, a in factors) <= _TILE,
+        as_one=len(spans) > 1 and _as_one(x, sum(len(a) for _, a in factors)),
         forward=_merges(tokens * (width + out), width * out, x.dtype),
         backward=_merges(tokens, out, x.dtype),
     )
@@ -94,73 +92,16 @@ def product(
     return result
 
 
+def _as_one(x: Tensor, ranks: int) -> bool:
+    """Whether pairs on several spans are laid into one: launches are dear on a GPU, zeros in a tile are not."""
+    return x.is_cuda and ranks <= _TILE
+
+
 def _merges(low_rank: int, merged: int, dtype: torch.dtype) -> bool:
     """Whether to merge, given how many products each order costs for one pair."""
     if _contraction != "auto":
         return _contraction == "merged"
     return torch.finfo(dtype).bits >= 32 and low_rank > _MERGE_FROM * merged
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Where the factors lie, their dtype in products, and which products are made.
-
-    ``as_one``: pairs on several spans are laid into one pair on all channels, zero where a pair does not
-    lie. That is more arithmetic and fewer launches. ``forward``, ``backward``: whether each way goes
-    through the merged weight.
-    """
-
-    spans: tuple[Span, ...]
-    dtype: torch.dtype
-    as_one: bool
-    forward: bool
-    backward: bool
-
-    def rows(self, matrix: Tensor, dim: int) -> Iterator[Tensor]:
-        """The channels of each B of ``bs``, as views: each made when its turn comes, for all are written to."""
-        if self.as_one:
-            return iter((matrix,))
-        return (matrix.narrow(dim, start, length) for start, length in self.spans)
-
-    def a(self, factors: Sequence[Tensor]) -> Tensor:
-        """The A of all pairs, (sum of r, in): one product with x serves them all."""
-        every = factors[1::2]
-        return _cast(every[0] if len(every) == 1 else torch.cat(list(every)), self.dtype)
-
-    def bs(self, factors: Sequence[Tensor], out: int) -> list[Tensor]:
-        """The B that u is multiplied by, each on its columns of u: one per pair, or all as one."""
-        if not self.as_one:
-            return [_cast(b, self.dtype) for b in factors[::2]]
-        whole = factors[0].new_zeros(out, sum(map(len, factors[1::2])), dtype=self.dtype)
-        for place, b in zip(self._places(whole, factors), factors[::2], strict=True):
-            place.copy_(b)
-        return [whole]
-
-    def apart(self, grads: Sequence[Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of ``bs`` as those of each pair's B."""
-        own = self._places(grads[0], factors) if self.as_one else grads
-        return [_cast(grad, b.dtype) for grad, b in zip(own, factors[::2], strict=True)]
-
-    def merged(self, weight: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        """W + B A, (out, in), rounded once to the dtype of ``weight``."""
-        factors, wide = [factor.to(self.dtype) for factor in factors], self.dtype
-        if self.spans == ((0, weight.shape[0]),) and wide == weight.dtype:
-            return torch.addmm(weight, *factors)
-        merged = weight.clone()
-        for (start, length), b, a in zip(self.spans, factors[::2], factors[1::2], strict=True):
-            rows = merged.narrow(0, start, length)
-            if wide == rows.dtype:
-                rows.addmm_(b, a)
-            else:
-                rows.copy_(torch.addmm(rows.to(wide), b, a))
-        return merged
-
-    def _places(self, whole: Tensor, factors: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Where each B lies in one for all, as views."""
-        first = 0
-        for (start, length), a in zip(self.spans, factors[1::2], strict=True):
-            yield whole.narrow(0, start, length).narrow(1, first, len(a))
-            first += len(a)
 
 
 class _Product(torch.autograd.Function):
@@ -187,7 +128,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, order: _Order, x: Tensor, weight: Tensor, bias: Tensor | None, *factors: Tensor
+        ctx: Any, order: Order, x: Tensor, weight: Tensor, bias: Tensor | None, *factors: Tensor
     ) -> Tensor:
         """(..., in) -> (..., out)."""
         matrix = weight.to(x.dtype)
@@ -224,7 +165,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, u, *rest = ctx.saved_tensors
     factors, (a, *bs) = rest[: ctx.pairs], rest[ctx.pairs :]
     _, x_needs, _, bias_needs, *factors_need = ctx.needs_input_grad
-    order: _Order = ctx.order
+    order: Order = ctx.order
     again = torch.is_grad_enabled()  # what forward made has no graph
     a = order.a(factors) if a is None or again else a
     bs = order.bs(factors, len(weight)) if not bs or again else bs
@@ -279,13 +220,6 @@ def _down(x: Tensor | None, a: Tensor) -> Tensor:
 
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def _cast(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contiguous and in ``dtype``, by one copy at most."""
-    if matrix.dtype == dtype:
-        return matrix.contiguous()
-    return matrix.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _outer(g: Tensor, u: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,12 +25,21 @@ from surgery.operations.product import product, set_contraction
 
 ORDERS = ("merged", "low-rank")
 Pairs = list[tuple[Tensor, Tensor]]
+AS_ONE = {"own spans": False, "as one": True}
 
 
 @pytest.fixture(autouse=True)
 def _auto() -> Iterator[None]:
     yield
     set_contraction("auto")
+
+
+@pytest.fixture(params=AS_ONE)
+def laid(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Pairs on their own spans as on a CPU, or laid into one as on a GPU."""
+    way: str = request.param
+    monkeypatch.setattr(home, "_as_one", lambda x, ranks: AS_ONE[way])
+    return way
 
 
 def reference(
@@ -75,7 +84,10 @@ def made_by_product(module: nn.Module, x: Tensor) -> bool:
     return type(module(x).grad_fn).__name__ == "_ProductBackward"
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.usefixtures("laid")
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_order_is_the_sum_of_the_parts(order: str, data: st.DataObject) -> None:
@@ -105,6 +117,7 @@ def test_every_order_is_the_sum_of_the_parts(order: str, data: st.DataObject) ->
         torch.testing.assert_close(one, other, **close)
 
 
+@pytest.mark.usefixtures("laid")
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("spans", [[(0, 6)], [(4, 2), (0, 3)]])
 def test_gradients_once_and_twice(order: str, spans: list[tuple[int, int]]) -> None:
@@ -125,6 +138,7 @@ def test_gradients_once_and_twice(order: str, spans: list[tuple[int, int]]) -> N
     assert torch.autograd.gradgradcheck(run, inputs)
 
 
+@pytest.mark.usefixtures("laid")
 @pytest.mark.parametrize("order", ["auto", *ORDERS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
@@ -289,13 +303,13 @@ def test_an_input_is_not_kept_where_no_A_trains() -> None:
 
 def test_auto_merges_many_tokens_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[tuple[bool, bool]] = []
-    original = home._Order
+    original = home.Order
 
     def spy(*args: object, **kwargs: bool) -> object:
         chosen.append((kwargs["forward"], kwargs["backward"]))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(home, "_Order", spy)
+    monkeypatch.setattr(home, "Order", spy)
     module = adapted({"query": 0})
     module(torch.randn(1, 6))
     module(torch.randn(1000, 6))
