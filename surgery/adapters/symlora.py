@@ -69,7 +69,11 @@ class SymLoRA(Adapter):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(s Q diag(L), Q^T): SymLoRA is a LoRA of the same rank without loss."""
-        left, right = self.Q[: self.out_features], self.Q[: self.in_features]
+        left = right = self.Q
+        if (
+            self.out_features != self.in_features
+        ):  # not else: a slice of all rows is a node of the graph too
+            left, right = left[: self.out_features], right[: self.in_features]
         return left * (self.l * (self.step * self.scaling)), right.T
 
     @classmethod

@@ -58,12 +58,14 @@ class Graft(nn.ModuleDict):
         self.original: Tensor | None = None
         self._rows: dict[str, Rows] = {}
         self._blocks: dict[str, tuple[Block, ...]] = {}
+        self._spans: list[Span] | None = []
 
     def place(self, slot: str, adapter: Adapter, rows: Rows) -> None:
         """Put ``adapter`` on ``rows`` under the name ``slot``."""
         self[slot] = adapter
         self._rows[slot] = rows
         self._blocks[slot] = blocks(rows, self.total)
+        self._spans = _spans([self._blocks[name] for name in self])
 
     def adapters(self) -> Iterator[tuple[str, Adapter]]:
         """The adapters with their slots."""
@@ -100,15 +102,15 @@ class Graft(nn.ModuleDict):
 
         They have one dtype, or autocast ``casts`` them to one (it computes one of the polar form's two).
         """
-        adapters = list(self.adapters())
-        if not all(_is_linear(adapter) for _, adapter in adapters):
+        adapters = dict(self.adapters())
+        if not all(map(_is_linear, adapters.values())):
             return None
-        factors = [adapter.factors() for _, adapter in adapters]
+        factors = [adapter.factors() for adapter in adapters.values()]
         if not casts and len({f.dtype for pair in factors for f in pair}) > 1:
             return None
-        places = [self._blocks[slot] for slot, _ in adapters]
-        if all(len(place) == place[0].count == 1 for place in places):
-            return factors, [(block.start, block.length) for (block,) in places]
+        if self._spans is not None:
+            return factors, self._spans
+        places = [self._blocks[slot] for slot in adapters]
         b = [assemble([(p, b)], self.total, 0) for p, (b, _) in zip(places, factors, strict=True)]
         return [(torch.cat(b, 1), torch.cat([a for _, a in factors]))], [(0, self.total)]
 
@@ -195,6 +197,13 @@ class Graft(nn.ModuleDict):
 def _runs_of(matrix: Tensor, block: Block) -> Tensor:
     """The channels of a block as a view, (count, length, in)."""
     return matrix.view(block.count, block.period, -1).narrow(1, block.start, block.length)
+
+
+def _spans(places: list[tuple[Block, ...]]) -> list[Span] | None:
+    """The run of channels of each slot; None if one has several."""
+    if all(len(place) == place[0].count == 1 for place in places):
+        return [(block.start, block.length) for (block,) in places]
+    return None
 
 
 def _update(adapter: Adapter, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ class Order:
 
     def rows(self, matrix: Tensor, dim: int) -> Iterator[Tensor]:
         """The channels of each B of ``bs``, as views: each made when its turn comes, for all are written to."""
-        if self.as_one:
+        if self.as_one or self.spans == ((0, matrix.shape[dim]),):
             return iter((matrix,))
         return (matrix.narrow(dim, start, length) for start, length in self.spans)
 

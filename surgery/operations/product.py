@@ -183,7 +183,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     if any(factors_need[1::2]):
         assert v is not None
         grad_a = (v.t() @ _flat(x).to(order.dtype)).to(factors[1].dtype)
-        grads[1::2] = torch.split(grad_a, [len(a) for a in factors[1::2]])
+        grads[1::2] = grad_a.split_with_sizes([len(a) for a in factors[1::2]])
     grad_x = _grad_x(ctx, g, weight.to(ctx.kind), v, a, factors) if x_needs else None
     return (None, grad_x, None, g.sum(0) if bias_needs else None, *grads)
 
@@ -236,5 +236,5 @@ def _pairs(
     rows: Iterable[Tensor], u: Tensor, bs: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each span with its share of u and its B."""
-    parts = (u,) if len(bs) == 1 else torch.split(u, [b.shape[1] for b in bs], 1)
+    parts = (u,) if len(bs) == 1 else u.split_with_sizes([b.shape[1] for b in bs], 1)
     return zip(rows, parts, bs, strict=True)
