@@ -24,8 +24,8 @@ from benchmarks.speed_cases import (
 from benchmarks.speed_subjects import CPU, GPU, Subject, subjects
 from surgery.adapters import svd
 
-ROUNDS, STEPS, SECONDS = 5, 2, 2.5
-"""Turns that every case takes, steps in a row at each, and the time after which no further turn begins."""
+ROUNDS, STEPS, SECONDS = 5, 2, 1.5
+"""Turns that every case takes, steps in a row at each, and the time after which no third turn begins."""
 MAIN = "bf16 weights, autocast"
 OTHERS = ("bf16 weights", "fp32 weights, autocast")
 COMPARED = ("ViT-B", "SmolLM2")

@@ -80,8 +80,8 @@ def assemble(parts: Iterable[tuple[Sequence[Block], Tensor]], total: int, dim: i
 
 
 def as_matrix(weight: Tensor, layout: Layout) -> Tensor:
-    """``weight`` as ``(out, in)``, a view; dimensions beyond the first are the other side."""
-    matrix = weight.view(weight.shape[0], -1)
+    """``weight`` as ``(out, in)``, itself or a view; dimensions beyond the first are the other side."""
+    matrix = weight if weight.ndim == 2 else weight.view(weight.shape[0], -1)
     return matrix.t() if layout is Layout.IN_OUT else matrix
 
 
