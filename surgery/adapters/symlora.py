@@ -69,12 +69,12 @@ class SymLoRA(Adapter):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(s Q diag(L), Q^T): SymLoRA is a LoRA of the same rank without loss."""
-        left = right = self.Q
-        if (
-            self.out_features != self.in_features
-        ):  # not else: a slice of all rows is a node of the graph too
+        left: Tensor = self.Q
+        right: Tensor = self.Q
+        if self.out_features != self.in_features:  # a slice of all rows is a node of the graph too
             left, right = left[: self.out_features], right[: self.in_features]
-        return left * (self.l * (self.step * self.scaling)), right.T
+        a = right.T  # first: its gradient then comes last, into one that lies as Q does
+        return left * (self.l * (self.step * self.scaling)), a
 
     @classmethod
     def first_order_gains(cls, gradient: Tensor, count: int) -> Tensor:
