@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, fields
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,13 @@ class Records:
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
         self._found = {_run_of(record): record for record in map(json.loads, lines)}
 
-    def missing(self, methods: Sequence[str], seeds: int) -> Iterator[Run]:
+    def missing(self, method: str, seeds: int) -> Iterator[Run]:
         """Runs without a record: every rate with seed 0, then every seed of a rate that is best by now."""
-        for method in methods:
-            wanted = [self._run(method, rate, 0) for rate in METHODS[method].rates]
-            best = self.best_rate(method)
-            if best is not None:
-                wanted += [self._run(method, best, seed) for seed in range(1, seeds)]
-            yield from (run for run in wanted if run not in self._found)
+        wanted = [self._run(method, rate, 0) for rate in METHODS[method].rates]
+        best = self.best_rate(method)
+        if best is not None:
+            wanted += [self._run(method, best, seed) for seed in range(1, seeds)]
+        yield from (run for run in wanted if run not in self._found)
 
     def add(self, record: Record) -> None:
         """Keep one more."""
@@ -127,7 +127,8 @@ class Study:
         return run, self.material, self.device, self.replay
 
     def _missing(self, asked: set[Run]) -> list[Run]:
-        found = (run for kept in self.records for run in kept.missing(self.methods, self.seeds))
+        pairs = product(self.methods, self.records)
+        found = (run for method, kept in pairs for run in kept.missing(method, self.seeds))
         return [run for run in found if run not in asked]
 
     def _kept(self, run: Run, record: Record) -> Record:

@@ -33,12 +33,12 @@ def test_seeds_are_wanted_once_every_rate_was_tried_and_the_best_is_chosen_on_va
     records: Records,
 ) -> None:
     rates = METHODS["lora"].rates
-    assert [(run.rate, run.seed) for run in records.missing(["lora"], 3)] == [(r, 0) for r in rates]
+    assert [(run.rate, run.seed) for run in records.missing("lora", 3)] == [(r, 0) for r in rates]
     for number, rate in enumerate(rates):
         assert records.best_rate("lora") is None
         records.add(record("lora", rate, 0, validation=0.9 if number == 1 else 0.5, test=1 - rate))
     assert records.best_rate("lora") == rates[1]
-    assert [(run.rate, run.seed) for run in records.missing(["lora"], 3)] == [
+    assert [(run.rate, run.seed) for run in records.missing("lora", 3)] == [
         (rates[1], 1),
         (rates[1], 2),
     ]
@@ -47,12 +47,9 @@ def test_seeds_are_wanted_once_every_rate_was_tried_and_the_best_is_chosen_on_va
 def test_what_was_kept_is_read_again_and_runs_of_another_length_are_others(tmp_path: Path) -> None:
     Records("r8", 300, tmp_path).add(record("head", 1e-3, 0))
     assert (
-        len(list(Records("r8", 300, tmp_path).missing(["head"], 1)))
-        == len(METHODS["head"].rates) - 1
+        len(list(Records("r8", 300, tmp_path).missing("head", 1))) == len(METHODS["head"].rates) - 1
     )
-    assert len(list(Records("r8", 100, tmp_path).missing(["head"], 1))) == len(
-        METHODS["head"].rates
-    )
+    assert len(list(Records("r8", 100, tmp_path).missing("head", 1))) == len(METHODS["head"].rates)
 
 
 def test_a_row_says_when_a_method_was_at_the_last_loss_of_lora() -> None:
