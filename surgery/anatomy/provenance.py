@@ -42,7 +42,8 @@ def rows_reaching(read: LinearRead, operands: Sequence[fx.Node], flow: Flow) -> 
     """
     if len(operands) == 1 and _keeps_all_channels(read.node, operands[0], flow):
         return [((read.start, read.start + read.out_features, 1),)]
-    channels = _Probe(flow).channels(read, operands)
+    with torch.device("cpu"):  # whatever the user's default is: the values are made up here
+        channels = _Probe(flow).channels(read, operands)
     return [to_runs([read.start + c for c in found]) for found in channels]
 
 
