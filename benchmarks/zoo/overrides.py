@@ -16,6 +16,36 @@ _HGNET = {
     "stage_numb_of_layers": [1, 1, 1, 1],
 }
 _LEVELS = {"encoder_in_channels": [64, 64, 64], "decoder_in_channels": [64, 64, 64]}
+_HGNET_4 = _HGNET | {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+_INTRACLASS = {f"{end}_channel": [1, 1, 0] for end in ("reduce", "return")} | {
+    f"{conv}_{ratio}ratio": [[high, wide], [1, 1], [high // 2, wide // 2]]
+    for ratio, size in (("long", 7), ("mid", 5), ("short", 3))
+    for conv, high, wide in (
+        ("vertical_long_to_small_conv", size, 1),
+        ("horizontal_small_to_long_conv", 1, size),
+        ("symmetric_conv_long", size, size),
+    )
+}
+_INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}
+_REPVIT = {
+    "architecture": "repvit_m1",
+    "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
+}
+_PE_EYES = {"architecture": "vit_pe_core_tiny_patch16_384", "model_args": {"depth": 2, "img_size": (32, 32)}}
+_HIERA = {
+    "hidden_size": 32,
+    "image_size": [64, 64],
+    "embed_dim_per_stage": [32, 64, 128, 256],
+    "blocks_per_stage": [1, 1, 2, 1],
+    "global_attention_blocks": [3],
+}
+_SAM2_EYES = {"backbone_config": _HIERA, "backbone_channel_list": [256, 128, 64, 32]}
 _CLVP_PART = {"hidden_size": 256, "projection_dim": 256}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -74,8 +104,53 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "kosmos-2": {"latent_query_num": 4},
     "nemotron": {"num_key_value_heads": 2},
     "oneformer": {"backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]}},
-    "pp_doclayout_v3": {"backbone_config": _HGNET} | _LEVELS,
+    "pp_doclayout_v3": {"backbone_config": _HGNET_4, "x4_feat_dim": 64} | _LEVELS,
     "pp_doclayout_v4": {"backbone_config": _HGNET} | _LEVELS,
     "rt_detr": {"backbone_config": _STAGES, "decoder_in_channels": [64, 64, 64]},
     "rt_detr_v2": {"backbone_config": _STAGES, "decoder_in_channels": [64, 64, 64]},
+    "autoformer": {"label_length": 4},
+    "beit:segmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
+    "data2vec-vision:segmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "pool_scales": [1, 2, 3, 6]},
+    "dpt:segmentation": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "is_hybrid": False},
+    "edgetam": {"vision_config": {"backbone_config": _REPVIT}},
+    "edgetam_vision_model": {"backbone_config": _REPVIT},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "neucodec": {"semantic_model_config": {"feature_projection_input_dim": 160}},
+    "xcodec2": {"semantic_model_config": {"feature_projection_input_dim": 160}},
+    "pe_video": {"video_config": {"vision_config": _PE_EYES}},
+    "pe_video_encoder": {"vision_config": _PE_EYES},
+    "pe_audio_video": {"audio_video_config": {"video_config": {"vision_config": _PE_EYES}}},
+    "pe_audio_video_encoder": {"video_config": {"vision_config": _PE_EYES}},
+    "perception_lm": {"vision_config": {"architecture": "vit_pe_core_tiny_patch16_384",
+                      "model_args": {"embed_dim": 64, "depth": 2, "img_size": (32, 32), "num_heads": 4, "global_pool": ""}}},
+    "pocket_tts_audio_tokenizer": {"upsample_groups": 64},
+    "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 64},
+    "pp_doclayout_v2:detection": {"backbone_config": _HGNET} | _LEVELS,
+    "pp_ocrv5_mobile_det:detection": {"backbone_config": {"out_features": ["stage2", "stage3", "stage4", "stage5"]}},
+    "pp_ocrv5_server_det:detection": {"backbone_config": _HGNET_4, "intraclass_block_config": _INTRACLASS},
+    "pp_ocrv6_medium_det": {"intraclass_block_config": _INTRACLASS},
+    "reformer:causal-lm": {"is_decoder": True},
+    "sam2": {"vision_config": _SAM2_EYES},
+    "sam2_vision_model": _SAM2_EYES,
+    "sam2_hiera_det_model": _HIERA,
+    "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0, "attn_logit_softcapping": None}},
+    "t5gemma:sequence": {"is_encoder_decoder": False},
+    "tvp": {"max_img_size": 64, "visual_prompt_size": 8, "num_frames": 2, "backbone_config": {"out_features": ["stage4"]}},
+    "uvdoc": {"backbone_config": {"out_features": [f"stage{i}" for i in range(1, 7)]}},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
+    "qwen4_exp": {"text_config": _INDEXER},
+    "qwen4_exp_text": _INDEXER,
+    "shieldgemma2:image": {"mm_tokens_per_image": 4},
+    "sapiens2:segmentation": {
+        "head_config": {"upsample_out_channels": [32, 32], "conv_out_channels": [32]},
+    },
+    "upernet:segmentation": {"backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]}},
+    "gemma4_assistant:causal-lm": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "use_double_wide_mlp": False},
+        "backbone_hidden_size": 64,
+    },
+    "gemma4_unified_assistant:causal-lm": {"backbone_hidden_size": 64},
+    "perceiver:image": {"d_model": 512},
 }  # fmt: skip

@@ -12,9 +12,9 @@ Inputs = dict[str, Tensor]
 _TOKENS = 16
 
 
-def particular_inputs(kind: str, config: Any) -> Inputs | None:
-    """Inputs for a model of this type and configuration; None where the configuration tells enough."""
-    make = _MAKERS.get(kind)
+def particular_inputs(name: str, config: Any) -> Inputs | None:
+    """Inputs for a model of this type, or with this head; None where the configuration tells enough."""
+    make = _MAKERS.get(name, _MAKERS.get(name.partition(":")[0]))
     return make(config) if make else None
 
 
@@ -134,6 +134,121 @@ def _kosmos2(config: Any) -> Inputs:
     }
 
 
+def _image_tokens(config: Any, count: int, length: int = 32) -> Tensor:
+    """Text in which ``count`` tokens stand for an image."""
+    tokens = _ids(length)
+    tokens[:, 1 : 1 + count] = config.image_token_id
+    return tokens
+
+
+def _pi0(config: Any) -> Inputs:
+    """One camera's image, a few words, and the embedded actions."""
+    eyes = config.vlm_config.vision_config
+    count = (eyes.image_size // eyes.patch_size) ** 2
+    return {
+        "input_ids": _image_tokens(config.vlm_config, count),
+        "attention_mask": _ones(2, 32),
+        "pixel_values": torch.rand(2, 1, 3, eyes.image_size, eyes.image_size),
+        "pixel_attention_mask": _ones(2, 1).bool(),
+        "action_embeds": torch.randn(2, 6, config.dit_config.hidden_size),
+    }
+
+
+def _omdet(config: Any) -> Inputs:
+    return {
+        "pixel_values": torch.rand(2, 3, 64, 64),
+        "classes_input_ids": torch.randint(5, 60, (4, 8)),
+        "classes_attention_mask": _ones(4, 8),
+        "tasks_input_ids": torch.randint(5, 60, (2, 8)),
+        "tasks_attention_mask": _ones(2, 8),
+        "classes_structure": torch.tensor([2, 2]),
+    }
+
+
+def _seggpt(config: Any) -> Inputs:
+    """Prompt and image lie above each other: an image is twice as high as wide."""
+    high, wide = config.image_size if isinstance(config.image_size, list | tuple) else (64, 32)
+    image = (2, 3, high // 2, wide)
+    return {name: torch.rand(image) for name in ("pixel_values", "prompt_pixel_values", "prompt_masks")}
+
+
+def _flat_patches(config: Any) -> Inputs:
+    return {
+        "pixel_values": torch.rand(2, 16, 3 * config.patch_size**2),
+        "pixel_attention_mask": _ones(2, 16),
+        "spatial_shapes": torch.tensor([[4, 4], [4, 4]]),
+    }
+
+
+def _strip(config: Any) -> Inputs:
+    """Two images of 4 x 4 patches, all patches of both in one row."""
+    return {
+        "pixel_values": torch.rand(1, 3, config.patch_size, 32 * config.patch_size),
+        "target_sizes": torch.tensor([[4, 4], [4, 4]]),
+    }
+
+
+def _molmo2(config: Any) -> Inputs:
+    """One crop an image, 2 x 2 patches pooled for each token."""
+    side = config.vision_config.image_size[0]
+    grid = side // config.vision_config.patch_size
+    patches = torch.arange(2 * grid**2).reshape(2, grid // 2, 2, grid // 2, 2)
+    pooled = patches.transpose(2, 3).reshape(-1, 4)
+    values = 3 * config.vision_config.patch_size**2
+    return {
+        "input_ids": _image_tokens(config, len(pooled) // 2),
+        "attention_mask": _ones(2, 32),
+        "pixel_values": torch.rand(2, grid**2, values),
+        "image_token_pooling": pooled,
+        "image_grids": torch.tensor([[0, 0, grid // 2, grid // 2]] * 2),
+        "image_num_crops": _ones(2),
+    }
+
+
+def _musicgen(config: Any) -> Inputs:
+    return {
+        "input_ids": torch.randint(5, 60, (2 * config.num_codebooks, 8)),
+        "encoder_hidden_states": torch.randn(2, 6, config.hidden_size),
+    }
+
+
+def _codec(config: Any) -> Inputs:
+    """A waveform, and its spectrum for the part that hears words."""
+    bins = config.semantic_model_config.feature_projection_input_dim
+    return {"input_values": torch.randn(2, 1, 3200), "input_features": torch.randn(2, 10, bins)}
+
+
+def _omni(config: Any) -> Inputs:
+    """Text in which tokens stand for half a second of sound."""
+    audio, frames = config.audio_config, 40
+    tokens = _ids(32)
+    tokens[:, 1:11] = config.audio_token_id
+    return {
+        "input_ids": tokens,
+        "attention_mask": _ones(2, 32),
+        "input_features": torch.randn(2, audio.num_mel_bins, frames),
+        "feature_attention_mask": _ones(2, frames),
+    }
+
+
+def _clip(config: Any) -> Tensor:
+    return torch.rand(2, 2, 3, 32, 32)
+
+
+def _borrowed_states(config: Any) -> Inputs:
+    """Keys and values of the large model whose tokens the assistant guesses."""
+    text = config.get_text_config()
+    states = {
+        kind: (torch.randn(2, heads, 8, size), torch.randn(2, heads, 8, size))
+        for kind, heads, size in _kinds(text)
+    }
+    return {
+        "inputs_embeds": torch.randn(2, 4, 2 * config.backbone_hidden_size),
+        "position_ids": torch.arange(4, 8).expand(2, -1).clone(),
+        "shared_kv_states": states,
+    }
+
+
 _MAKERS: dict[str, Callable[[Any], Inputs]] = {
     "audioflamingo3_encoder": _audioflamingo3,
     "blip_2_qformer": _qformer,
@@ -174,4 +289,73 @@ _MAKERS: dict[str, Callable[[Any], Inputs]] = {
         "input_features_mask": _ones(2, 100),
     },
     "time_series_transformer": _series,
+    "autoformer": _series,
+    "inkling2_vision": lambda config: {
+        "pixel_values": torch.rand(8, 2 * config.patch_size, 2 * config.patch_size, 3),
+        "image_grid_thw": torch.tensor([[1, 2, 2], [1, 2, 2]]),
+    },
+    "kimi_k25_vision": lambda config: {
+        "pixel_values": torch.rand(32, 3, config.patch_size, config.patch_size),
+        "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
+    },
+    "kyutai_speech_to_text": lambda config: {
+        "input_ids": torch.randint(5, 60, (2, _TOKENS, config.num_codebooks + 1)),
+        "attention_mask": _ones(2, _TOKENS),
+    },
+    "mimi_encoder": lambda config: {"input_values": torch.randn(2, 1, 3840)},
+    "minicpm_ocr_vision": _strip,
+    "minicpmv4_7_vision": _strip,
+    "molmo2": _molmo2,
+    "musicgen": _musicgen,
+    "musicgen_melody": _musicgen,
+    "nemo_speechlm": lambda config: _heard(160, 80, "input_features_mask") | {"input_ids": _ids()},
+    "neucodec": _codec,
+    "xcodec2": _codec,
+    "omdet-turbo": _omdet,
+    "pe_audio_video_encoder": lambda config: {
+        "input_values": torch.randn(2, 1, 5120),
+        "pixel_values_videos": _clip(config),
+    },
+    "pe_video": lambda config: {
+        "input_ids": _ids(),
+        "attention_mask": _ones(2, _TOKENS),
+        "pixel_values_videos": _clip(config),
+    },
+    "pe_video_encoder": lambda config: {"pixel_values_videos": _clip(config)},
+    "perceiver:image": lambda config: {"pixel_values": torch.rand(2, 3, 224, 224)},
+    "perceiver:sequence": lambda config: {"inputs": _ids()},
+    "pi0": _pi0,
+    "pocket_tts_audio_tokenizer": lambda config: {"input_values": torch.randn(2, 1, 3840)},
+    "pocket_tts_audio_tokenizer_encoder": lambda config: {"input_values": torch.randn(2, 1, 3840)},
+    "qwen2_5_omni_thinker": _omni,
+    "qwen3_omni_moe_thinker": _omni,
+    "seggpt": _seggpt,
+    "siglip2": lambda config: {"input_ids": _ids(), **_flat_patches(config.vision_config)},
+    "siglip2:image": lambda config: _flat_patches(config.vision_config),
+    "siglip2_vision_model": _flat_patches,
+    "speecht5": lambda config: {
+        "input_values": torch.randn(2, _TOKENS, config.hidden_size),
+        "decoder_input_values": torch.randn(2, 8, config.hidden_size),
+    },
+    "timesfm": lambda config: {
+        "past_values": torch.rand(2, 4 * config.patch_length),
+        "past_values_padding": torch.zeros(2, 4 * config.patch_length),
+        "freq": torch.zeros(2, 1, dtype=torch.long),
+    },
+    "tvp": lambda config: {
+        "input_ids": _ids(),
+        "attention_mask": _ones(2, _TOKENS),
+        "pixel_values": torch.rand(2, 2, 3, 64, 64),
+    },
+    "vibevoice_acoustic_tokenizer_encoder": lambda config: {"input_values": torch.randn(2, 1, 3200)},
+    "video_llama_3_vision": lambda config: {
+        "pixel_values": torch.rand(32, 3 * config.patch_size**2),
+        "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
+        "merge_sizes": torch.tensor([2, 2]),
+    },
+    "voxtral_realtime": lambda config: {
+        "input_ids": _ids(8),
+        "input_features": torch.randn(2, config.audio_config.num_mel_bins, 64),
+        "num_delay_tokens": torch.tensor([2.0]),
+    },
 }  # fmt: skip

@@ -49,10 +49,10 @@ class Transformers:
     def specimens(self, name: str) -> Iterator[Specimen]:
         """A random instance of each small configuration of which an instance runs."""
         kind, first, made = _model_class(name), None, 0
-        for how, config in _configurations(self.family(name)):
+        for how, config in _configurations(name):
             try:
-                model = kind(config()).eval()
-                given = particular_inputs(self.family(name), model.config)
+                model = kind(_own(config(), kind)).eval()
+                given = particular_inputs(name, model.config)
                 specimen = Specimen(model, _running_inputs(model, given), how)
             except Exception as error:
                 first = first or error
@@ -78,10 +78,20 @@ def _model_class(name: str) -> type[nn.Module]:
     return found
 
 
-def _configurations(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _own(config: Any, kind: type[nn.Module]) -> Any:
+    """The configuration, or the part of it that the model takes: a language model's of a composite."""
+    wanted: Any = getattr(kind, "config_class", None)
+    if wanted is None or isinstance(config, wanted):
+        return config
+    parts = (getattr(config, name, None) for name in config.sub_configs)
+    return next((part for part in parts if isinstance(part, wanted)), config)
+
+
+def _configurations(name: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Small in every way, then only shallow; smaller ones may not fit together."""
+    kind = name.partition(":")[0]
     config: Any = getattr(transformers, CONFIG_MAPPING_NAMES[kind])
-    overrides = OVERRIDES.get(kind, {})
+    overrides = OVERRIDES.get(name, OVERRIDES.get(kind, {}))
     yield "tiny configuration, each kind of layer", lambda: tiny(config(), overrides)
     yield "tiny configuration", lambda: tiny(config(), overrides, kinds=False)
     yield "shallow configuration", lambda: shallow(config())
