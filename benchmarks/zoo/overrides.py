@@ -45,7 +45,13 @@ _HIERA = {
     "blocks_per_stage": [1, 1, 2, 1],
     "global_attention_blocks": [3],
 }
-_SAM2_EYES = {"backbone_config": _HIERA, "backbone_channel_list": [256, 128, 64, 32]}
+_SIZES = [[16, 16], [8, 8], [4, 4]]
+_SAM2_EYES = {
+    "backbone_config": _HIERA,
+    "backbone_channel_list": [256, 128, 64, 32],
+    "backbone_feature_sizes": _SIZES,
+}
+_PROMPTS = {"image_size": 64, "patch_size": 16}
 _CLVP_PART = {"hidden_size": 256, "projection_dim": 256}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -96,7 +102,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lw_detr": {
         "backbone_config": {"num_hidden_layers": 4, "image_size": 64, "window_block_indices": [0, 2],
                             "out_features": ["stage2", "stage4"]},
-        "projector_scale_factors": [1.0], "projector_out_channels": 64,
+        "projector_scale_factors": [1.0], "projector_out_channels": 64, "projector_in_channels": [64],
+        "num_feature_levels": 1,
     },
     "mask2former": {"feature_size": 64, "mask_feature_size": 64, "hidden_dim": 64,
                     "backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]}},
@@ -112,11 +119,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "beit:segmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "data2vec-vision:segmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "pool_scales": [1, 2, 3, 6]},
     "dpt:segmentation": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "is_hybrid": False},
-    "edgetam": {"vision_config": {"backbone_config": _REPVIT}},
+    "edgetam": {
+        "vision_config": {"backbone_config": _REPVIT, "backbone_feature_sizes": _SIZES},
+        "prompt_encoder_config": _PROMPTS,
+    },
     "edgetam_vision_model": {"backbone_config": _REPVIT},
-    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
-    "neucodec": {"semantic_model_config": {"feature_projection_input_dim": 160}},
-    "xcodec2": {"semantic_model_config": {"feature_projection_input_dim": 160}},
+    "molmo2": {
+        "adapter_config": {"vision_feature_layer": [1, 0]}, "image_patch_id": 100,
+        "vision_config": {"num_position_embeddings": 16},
+    },
+    "neucodec": {"semantic_model_config": {"feature_projection_input_dim": 160}, "quantization_dim": 128},
+    "xcodec2": {"semantic_model_config": {"feature_projection_input_dim": 160}, "quantization_dim": 128},
     "pe_video": {"video_config": {"vision_config": _PE_EYES}},
     "pe_video_encoder": {"vision_config": _PE_EYES},
     "pe_audio_video": {"audio_video_config": {"video_config": {"vision_config": _PE_EYES}}},
@@ -125,12 +138,20 @@ OVERRIDES: dict[str, dict[str, Any]] = {
                       "model_args": {"embed_dim": 64, "depth": 2, "img_size": (32, 32), "num_heads": 4, "global_pool": ""}}},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 64},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 64},
-    "pp_doclayout_v2:detection": {"backbone_config": _HGNET} | _LEVELS,
+    "pp_doclayout_v2:detection": {
+        "backbone_config": _HGNET, "class_thresholds": [0.5, 0.5], "class_order": [0, 1], "num_labels": 2,
+    } | _LEVELS,
     "pp_ocrv5_mobile_det:detection": {"backbone_config": {"out_features": ["stage2", "stage3", "stage4", "stage5"]}},
-    "pp_ocrv5_server_det:detection": {"backbone_config": _HGNET_4, "intraclass_block_config": _INTRACLASS},
-    "pp_ocrv6_medium_det": {"intraclass_block_config": _INTRACLASS},
-    "reformer:causal-lm": {"is_decoder": True},
-    "sam2": {"vision_config": _SAM2_EYES},
+    "pp_ocrv5_server_det:detection": {
+        "backbone_config": _HGNET_4, "intraclass_block_config": _INTRACLASS,
+        "kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8],
+    },
+    "pp_ocrv6_medium_det": {
+        "backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        "intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8],
+    },
+    "reformer:causal-lm": {"is_decoder": True, "axial_pos_embds_dim": [32, 32]},
+    "sam2": {"vision_config": _SAM2_EYES, "prompt_encoder_config": _PROMPTS},
     "sam2_vision_model": _SAM2_EYES,
     "sam2_hiera_det_model": _HIERA,
     "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0, "attn_logit_softcapping": None}},
@@ -138,11 +159,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "tvp": {"max_img_size": 64, "visual_prompt_size": 8, "num_frames": 2, "backbone_config": {"out_features": ["stage4"]}},
     "uvdoc": {"backbone_config": {"out_features": [f"stage{i}" for i in range(1, 7)]}},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
+        "attention_hidden_size": 128, "attention_head_dim": 32,
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
+        "hybrid_layer_ids": [1, 2], "attention_hidden_size": 128, "attention_head_dim": 32,
+    },
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
-    "shieldgemma2:image": {"mm_tokens_per_image": 4},
+    "shieldgemma2:image": {"mm_tokens_per_image": 4, "yes_token_index": 90, "no_token_index": 91},
     "sapiens2:segmentation": {
         "head_config": {"upsample_out_channels": [32, 32], "conv_out_channels": [32]},
     },
@@ -152,5 +179,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "backbone_hidden_size": 64,
     },
     "gemma4_unified_assistant:causal-lm": {"backbone_hidden_size": 64},
-    "perceiver:image": {"d_model": 512},
+    "perceiver:image": {"d_model": 512, "image_size": 32},
+    "reformer": {"axial_pos_embds_dim": [32, 32]},
+    "pp_ocrv6_small_det": {
+        "backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]}, "layer_list_out_channels": [48, 96, 192, 384],
+    },
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 90},
+    "tipsv2_dpt:segmentation": {
+        "backbone_config": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False},
+    },
+    "nemo_speechlm": {"text_config": {"n_groups": 2}},
+    "omdet-turbo": {"encoder_in_channels": [192, 384, 768], "vision_features_channels": [64, 64, 64],
+                    "backbone_config": {"out_indices": [1, 2, 3]}},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 90},
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Inputs = dict[str, Tensor]
+Inputs = dict[str, Any]
 _TOKENS = 16
 
 
@@ -156,7 +156,7 @@ def _pi0(config: Any) -> Inputs:
 
 def _omdet(config: Any) -> Inputs:
     return {
-        "pixel_values": torch.rand(2, 3, 64, 64),
+        "pixel_values": torch.rand(2, 3, config.image_size, config.image_size),
         "classes_input_ids": torch.randint(5, 60, (4, 8)),
         "classes_attention_mask": _ones(4, 8),
         "tasks_input_ids": torch.randint(5, 60, (2, 8)),
@@ -218,16 +218,20 @@ def _codec(config: Any) -> Inputs:
     return {"input_values": torch.randn(2, 1, 3200), "input_features": torch.randn(2, 10, bins)}
 
 
-def _omni(config: Any) -> Inputs:
-    """Text in which tokens stand for half a second of sound."""
-    audio, frames = config.audio_config, 40
-    tokens = _ids(32)
-    tokens[:, 1:11] = config.audio_token_id
+def _sound_tokens(config: Any, count: int, length: int = 32) -> Tensor:
+    """Text in which ``count`` tokens stand for sound."""
+    tokens = _ids(length)
+    tokens[:, 1 : 1 + count] = config.audio_token_id
+    return tokens
+
+
+def _omni(config: Any, count: int) -> Inputs:
+    """Text with 40 frames of sound, of which ``count`` features are made."""
     return {
-        "input_ids": tokens,
+        "input_ids": _sound_tokens(config, count),
         "attention_mask": _ones(2, 32),
-        "input_features": torch.randn(2, audio.num_mel_bins, frames),
-        "feature_attention_mask": _ones(2, frames),
+        "input_features": torch.randn(2, config.audio_config.num_mel_bins, 40),
+        "feature_attention_mask": _ones(2, 40),
     }
 
 
@@ -238,10 +242,11 @@ def _clip(config: Any) -> Tensor:
 def _borrowed_states(config: Any) -> Inputs:
     """Keys and values of the large model whose tokens the assistant guesses."""
     text = config.get_text_config()
-    states = {
-        kind: (torch.randn(2, heads, 8, size), torch.randn(2, heads, 8, size))
-        for kind, heads, size in _kinds(text)
-    }
+    states = {}
+    for layer, kind in enumerate(text.layer_types):
+        own = text.per_layer_config[layer]
+        shape = (2, own.num_key_value_heads, 8, own.head_dim)
+        states[kind] = (torch.randn(shape), torch.randn(shape))
     return {
         "inputs_embeds": torch.randn(2, 4, 2 * config.backbone_hidden_size),
         "position_ids": torch.arange(4, 8).expand(2, -1).clone(),
@@ -274,6 +279,7 @@ _MAKERS: dict[str, Callable[[Any], Inputs]] = {
     "muse_glimmer_assistant": lambda config: {
         "noise_embeds": torch.randn(2, 8, config.hidden_size),
         "context_hidden_states": torch.randn(2, 8, 2 * config.hidden_size),
+        "attention_mask": _ones(2, 16),
     },
     "muse_glimmer_vision": _patches,
     "muse_spark_audio": lambda config: {"input_values": torch.randn(2, 4800)},
@@ -308,7 +314,10 @@ _MAKERS: dict[str, Callable[[Any], Inputs]] = {
     "molmo2": _molmo2,
     "musicgen": _musicgen,
     "musicgen_melody": _musicgen,
-    "nemo_speechlm": lambda config: _heard(160, 80, "input_features_mask") | {"input_ids": _ids()},
+    "nemo_speechlm": lambda config: {
+        "input_ids": _sound_tokens(config, 20),
+        **_heard(160, 80, "input_features_mask"),
+    },
     "neucodec": _codec,
     "xcodec2": _codec,
     "omdet-turbo": _omdet,
@@ -322,13 +331,13 @@ _MAKERS: dict[str, Callable[[Any], Inputs]] = {
         "pixel_values_videos": _clip(config),
     },
     "pe_video_encoder": lambda config: {"pixel_values_videos": _clip(config)},
-    "perceiver:image": lambda config: {"pixel_values": torch.rand(2, 3, 224, 224)},
+    "perceiver:image": lambda config: {"pixel_values": torch.rand(2, 3, 32, 32)},
     "perceiver:sequence": lambda config: {"inputs": _ids()},
     "pi0": _pi0,
     "pocket_tts_audio_tokenizer": lambda config: {"input_values": torch.randn(2, 1, 3840)},
     "pocket_tts_audio_tokenizer_encoder": lambda config: {"input_values": torch.randn(2, 1, 3840)},
-    "qwen2_5_omni_thinker": _omni,
-    "qwen3_omni_moe_thinker": _omni,
+    "qwen2_5_omni_thinker": lambda config: _omni(config, 10),
+    "qwen3_omni_moe_thinker": lambda config: _omni(config, 5),
     "seggpt": _seggpt,
     "siglip2": lambda config: {"input_ids": _ids(), **_flat_patches(config.vision_config)},
     "siglip2:image": lambda config: _flat_patches(config.vision_config),
@@ -343,11 +352,11 @@ _MAKERS: dict[str, Callable[[Any], Inputs]] = {
         "freq": torch.zeros(2, 1, dtype=torch.long),
     },
     "tvp": lambda config: {
-        "input_ids": _ids(),
-        "attention_mask": _ones(2, _TOKENS),
-        "pixel_values": torch.rand(2, 2, 3, 64, 64),
+        "input_ids": _ids()[:1],
+        "attention_mask": _ones(1, _TOKENS),
+        "pixel_values": torch.rand(1, 2, 3, 64, 64),  # its column positions fit a batch of one alone
     },
-    "vibevoice_acoustic_tokenizer_encoder": lambda config: {"input_values": torch.randn(2, 1, 3200)},
+    "vibevoice_acoustic_tokenizer_encoder": lambda config: {"hidden_states": torch.randn(2, 1, 3200)},
     "video_llama_3_vision": lambda config: {
         "pixel_values": torch.rand(32, 3 * config.patch_size**2),
         "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
@@ -356,6 +365,16 @@ _MAKERS: dict[str, Callable[[Any], Inputs]] = {
     "voxtral_realtime": lambda config: {
         "input_ids": _ids(8),
         "input_features": torch.randn(2, config.audio_config.num_mel_bins, 64),
-        "num_delay_tokens": torch.tensor([2.0]),
+        "num_delay_tokens": 2,
     },
+    "sam2": lambda config: {"pixel_values": torch.rand(2, 3, 64, 64)},
+    "edgetam": lambda config: {"pixel_values": torch.rand(2, 3, 64, 64)},
+    "shieldgemma2:image": lambda config: {
+        "input_ids": _image_tokens(config, 4),
+        "attention_mask": _ones(2, 32),
+        "pixel_values": torch.rand(2, 3, 32, 32),
+        "token_type_ids": (_image_tokens(config, 4) == config.image_token_id).long(),
+    },
+    "gemma4_assistant:causal-lm": _borrowed_states,
+    "gemma4_unified_assistant:causal-lm": _borrowed_states,
 }  # fmt: skip

@@ -121,9 +121,22 @@ def _extras(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     if "use_cache" in inputs or not _caches(getattr(model, "config", None)):
         return {}
     accepted = inspect.signature(model.forward).parameters
-    named = "use_cache" in accepted
+    if "use_cache" in accepted:
+        return {"use_cache": False}
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
-    return {"use_cache": False} if named or open_ended else {}
+    return {"use_cache": False} if open_ended and not _sets_itself(model, inputs) else {}
+
+
+def _sets_itself(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether the forward hands ``use_cache`` to a part beside what it was given (T5Gemma2's classifier)."""
+    try:
+        with unchanged(model), torch.no_grad():
+            model(**inputs, use_cache=False)
+    except TypeError as error:
+        return "multiple values for keyword argument 'use_cache'" in str(error)
+    except Exception:
+        return False
+    return False
 
 
 def _caches(config: Any) -> bool:
