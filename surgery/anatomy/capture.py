@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from surgery.anatomy.conversions import idle_conversions
 from surgery.anatomy.known import has_known_integers, is_whole, known_integers
 from surgery.anatomy.valued import has_real_values, real_values, settle_sizes
 from surgery.errors import CaptureError
@@ -51,7 +52,7 @@ def capture(
         CaptureError: If the graph cannot be captured; it quotes the model line that stopped it.
     """
     kwargs = dict(kwargs or {})
-    with _ALONE, unchanged(model), _silence(), torch.no_grad():
+    with _ALONE, unchanged(model), _silence(), idle_conversions(), torch.no_grad():
         try:
             with _knowing(values, model, args, kwargs):
                 program = torch.export.export(

@@ -32,6 +32,7 @@ from surgery.anatomy.types import (
     Unplaced,
 )
 from surgery.anatomy.wrappers import unwrap
+from surgery.anatomy.writes import without_writes
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
@@ -53,7 +54,7 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
     model = unwrap(model)
     inputs = _inputs(model, example_inputs)
     program, values = capture_for_reading(model, inputs.args, inputs.kwargs)
-    graph = Graph(inline(program), inputs.leaves())
+    graph = Graph(without_writes(inline(program)), inputs.leaves())
     return Reading(model, Flow(graph, LinearReader(graph, model))).anatomy(inputs, values)
 
 

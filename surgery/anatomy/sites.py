@@ -199,8 +199,8 @@ def _output(core: Core, flow: Flow) -> Role:
         *(flow.origins(operand).reads for operand in (core.query, core.key, core.value))
     )
     found: set[LinearRead] = set()
-    ends: set[str] = set()
-    seen, stack = {core.result}, [core.result]
+    ends: list[fx.Node] = []
+    seen, carried, stack = {core.result}, {core.result}, [core.result]
     while stack:
         for user in stack.pop().users:
             if user in seen:
@@ -211,14 +211,20 @@ def _output(core: Core, flow: Flow) -> Role:
                 found.add(read)
             elif _carries_output(user, seen, own, flow):
                 stack.append(user)
+                carried.add(user)
             elif is_tensor(user) or user.op == "output":
-                ends.add("stacked weights" if _reads_a_stack(user, flow) else op_name(user))
+                ends.append(user)
+        if not stack:  # what is added may be made of the result, too: y - (y v) v
+            stack = [node for node in ends if _carries_output(node, carried, own, flow)]
+            carried.update(stack)
+            ends = [node for node in ends if node not in carried]
     if found:
         return Role(frozenset(found))
+    names = {"stacked weights" if _reads_a_stack(n, flow) else op_name(n) for n in ends}
     known = _ENDS | {"output", "add", "cat", "where", "stacked weights"}
     return Role(
-        why=f"no linear follows, the result goes into {', '.join(sorted(ends)) or 'nothing'}",
-        settled=ends <= known,
+        why=f"no linear follows, the result goes into {', '.join(sorted(names)) or 'nothing'}",
+        settled=names <= known,
     )
 
 
