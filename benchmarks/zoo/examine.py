@@ -121,7 +121,7 @@ def _judge(record: Record, model: nn.Module, inputs: ExampleInputs) -> None:
     record.unplaced = [f"{u.what} at {u.where}: {u.why}" for u in anatomy.unplaced]
     with _timed(record, "verify"):
         outcome = surgery.verify(model, anatomy, inputs)
-    record.run, record.read = outcome.run, outcome.read
+    record.run, record.read, record.idle = outcome.run, outcome.read, outcome.idle
     record.claims = len(outcome.findings)
     record.held = sum(finding.proved for finding in outcome.findings)
     record.mislabelled = [
@@ -137,7 +137,7 @@ def _verdict(anatomy: Anatomy, outcome: Verification) -> tuple[str, str]:
         return WRONG, f"{len(outcome.refuted)} of {len(outcome.findings)} claims refuted"
     if outcome.unseen:
         return PARTIAL, f"{len(outcome.unseen)} of {len(outcome.findings)} claims moved nothing"
-    if outcome.run != outcome.read:
+    if outcome.run - outcome.idle != outcome.read:
         return PARTIAL, f"{outcome.run} attentions ran, {outcome.read} were read"
     attention = [u for u in anatomy.unplaced if u.what != "stacked weights"]
     if attention:

@@ -29,6 +29,7 @@ class Record:
         status: One of the words above.
         run: Attention computations counted at run time.
         read: Attention computations that the anatomy claims.
+        idle: Those of them that no output depends on.
         claims: Projections disturbed.
         held: Claims seen to hold.
         mislabelled: The claims that did not, as text.
@@ -44,6 +45,7 @@ class Record:
     status: str = UNBUILT
     run: int = 0
     read: int = 0
+    idle: int = 0
     claims: int = 0
     held: int = 0
     mislabelled: list[str] = field(default_factory=list)
@@ -60,7 +62,8 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data without what is empty."""
-        return {key: value for key, value in asdict(self).items() if value not in ("", [], {})}
+        kept = {key: value for key, value in asdict(self).items() if value not in ("", [], {})}
+        return {key: value for key, value in kept.items() if key != "idle" or value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:

@@ -59,7 +59,7 @@ class _Trace:
     flipped: bool = False
     turned: bool = False
     direct: bool = True
-    counted: list[bool] = field(default_factory=lambda: [False])
+    event: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class AttentionWatch(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             self.record("sdpa", *_operands(("query", "key", "value"), args, kwargs))
             with torch._C.DisableTorchFunction():
-                return func(*args, **kwargs)
+                return self.attended(func(*args, **kwargs), len(self.events) - 1)
         if func is F.multi_head_attention_forward:
             return self._look_inside(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -136,11 +136,14 @@ class AttentionWatch(TorchFunctionMode):
                 first, second = trace.probabilities
                 query, key = (second, first) if by_rows else (first, second)
                 # One softmax is one attention, also where its parts weigh several values (Pegasus-X).
-                if not trace.counted[0]:
-                    trace.counted[0] = True
+                if not trace.event:
+                    trace.event.append(len(self.events))
                     self.record("softmax", query, key, operands[1 - index])
+                self.attended(result, trace.event[0])
                 return
-        if not self._linear(operands):
+        if self._linear(operands):
+            self.attended(result, len(self.events) - 1)
+        else:
             self._set(result, _Trace(scores=(operands[0], operands[1])))
 
     def _linear(self, operands: list[Tensor]) -> bool:
@@ -172,6 +175,10 @@ class AttentionWatch(TorchFunctionMode):
         self.events.append(Event(kind, *copies))
         if self.stop_after is not None and len(self.events) >= self.stop_after:
             raise EnoughSeen
+
+    def attended(self, result: Tensor, event: int) -> Tensor:
+        """Called with what an attention gives, or a part of it; whoever watches may change it in place."""
+        return result
 
     def follows(self, tensor: Tensor) -> bool:
         """Whether a tensor is on its way through an attention: scores, probabilities, a context."""

@@ -7,7 +7,7 @@ that of one call, with plain numbers for sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
@@ -16,7 +16,7 @@ import sympy
 import torch
 import torch._export.utils
 import torch._functorch.config
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._subclasses import fake_utils
 from torch.export import ExportedProgram
 from torch.fx.experimental import proxy_tensor
@@ -24,7 +24,9 @@ from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     PendingUnbackedSymbolNotFound,
 )
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 _check: Any = fake_utils._check_fake_real_tensors
 _tell_unbacked: Any = proxy_tensor._set_unbacked_bindings
@@ -45,8 +47,42 @@ def real_values() -> Iterator[None]:
         mock.patch.object(proxy_tensor, "_set_unbacked_bindings", _told_where_possible),
         # The place of an expert's weights in their stack follows from values, too.
         mock.patch.object(fake_utils, "_check_fake_real_tensors", _checked_where_possible),
+        _Asked(),
     ):
         yield
+
+
+class _Asked(TorchFunctionMode):
+    """Numbers where Python takes a tensor for one: ``experts[f"expert_{i}"]``, ``x[[i, j]]`` of tensors i and j."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__format__:
+            return _formatted(*args)
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            args = (args[0], _index(args[1]), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _formatted(tensor: Tensor, how: str) -> str:
+    real = getattr(tensor, "real_tensor", None)
+    if real is None or real.ndim:
+        return tensor.__format__(how)
+    with _disable_current_modes():
+        return format(real.item(), how)
+
+
+def _index(index: Any) -> Any:
+    """Lists of tensors as one tensor each; torch would ask every element for its memory."""
+    if isinstance(index, tuple):
+        return tuple(_stacked(part) for part in index)
+    return _stacked(index)
+
+
+def _stacked(part: Any) -> Any:
+    tensors = isinstance(part, list | tuple) and all(isinstance(p, Tensor) for p in part)
+    return torch.stack(tuple(part)) if tensors and part else part
 
 
 def _told_where_possible(*result: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from policies.roles import Role
 from surgery.anatomy.capture import unchanged
+from surgery.anatomy.idle import idle_attentions
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.replay import Replay
 from surgery.anatomy.types import Anatomy, AttentionSite, Layout, Projection
@@ -30,7 +31,7 @@ class Finding:
         site: The site it was claimed for.
         projection: What was disturbed.
         moved: The operands that moved at the first attention that changed.
-        event: Number of that attention in run order, or None if none changed.
+        event: Number of that attention in run order, idle ones apart, or None if none changed.
         proved: Whether that is what the claim says.
         unseen: Whether nothing moved at all, so that the run says neither yes nor no.
     """
@@ -51,16 +52,18 @@ class Verification:
         run: Attention computations counted while the model ran, an independent count.
         read: Attention computations that the anatomy claims (sites times their calls).
         findings: One entry for each projection of each site.
+        idle: How many of those that ran do so for nothing: no output depends on what they give.
     """
 
     run: int
     read: int
     findings: tuple[Finding, ...]
+    idle: int = 0
 
     @property
     def proved(self) -> bool:
-        """Whether every claim was seen to hold and no attention ran that was not read."""
-        return self.run == self.read and all(f.proved for f in self.findings)
+        """Whether every claim was seen to hold and no attention ran for an output that was not read."""
+        return self.run - self.idle == self.read and all(f.proved for f in self.findings)
 
     @property
     def refuted(self) -> tuple[Finding, ...]:
@@ -77,6 +80,7 @@ class Verification:
         return {
             "run": self.run,
             "read": self.read,
+            "idle": self.idle,
             "claims": len(self.findings),
             "proved": self.proved,
             "unseen": len(self.unseen),
@@ -90,8 +94,8 @@ class Verification:
     def __rich__(self) -> Table:
         held = sum(finding.proved for finding in self.findings)
         title = (
-            f"{self.run} attentions ran, {self.read} were read; {held} of {len(self.findings)} "
-            "claims seen to hold"
+            f"{self.run} attentions ran{f' ({self.idle} for nothing)' if self.idle else ''}, "
+            f"{self.read} were read; {held} of {len(self.findings)} claims seen to hold"
         )
         table = Table("site", "role", "weight", "moved instead", title=title, title_justify="left")
         for f in self.refuted:
@@ -133,17 +137,25 @@ class _Experiment:
         self.replay = Replay(model, self._call)
         self.baseline = self.replay.events
         self.place = {site.id: site.first_run for site in anatomy.sites}
+        self.idle: frozenset[int] = frozenset()
 
     def run(self) -> Verification:
-        sites = self.anatomy.sites
+        sites, run = self.anatomy.sites, len(self.baseline)
         read = sum(site.calls for site in sites)
-        if read != len(self.baseline):
+        if read < run:
+            self.idle = frozenset(idle_attentions(self._call, range(run)))
+        if read != run - len(self.idle):
             self.place = {site.id: self._place(site) for site in sites}
         findings = [finding for site in sites for finding in self._findings(site)]
-        return Verification(len(self.baseline), read, tuple(findings))
+        return Verification(run, read, tuple(findings), len(self.idle))
 
-    def _call(self) -> None:
-        self.model(*self.inputs.args, **self.inputs.kwargs)
+    def _call(self) -> object:
+        return self.model(*self.inputs.args, **self.inputs.kwargs)
+
+    def _events(self, number: int) -> int:
+        """How many attentions have run when ``number`` of those that are not idle have."""
+        busy = [n for n in range(len(self.baseline)) if n not in self.idle]
+        return busy[number - 1] + 1 if number <= len(busy) else len(self.baseline) + 1
 
     def _place(self, site: AttentionSite) -> int:
         """The number of a site's first run where other attentions ran that were not read.
@@ -158,13 +170,14 @@ class _Experiment:
 
     def _changes(self, projection: Projection, start: int, stop: int) -> list[tuple[str, ...]]:
         with disturbed(self.model, projection):
-            events = self.replay.run(start, stop_after=stop)
-        return [old.moved(new) for old, new in zip(self.baseline, events, strict=False)]
+            events = self.replay.run(start, stop_after=self._events(stop))
+        pairs = enumerate(zip(self.baseline, events, strict=False))
+        return [old.moved(new) for n, (old, new) in pairs if n not in self.idle]
 
     def _findings(self, site: AttentionSite) -> list[Finding]:
         """Of one site, all from one step: its control run speaks for each of them."""
         weights = [w for p in site.projections for w, _ in _targets(self.model, p)]
-        start = self.replay.start(weights, stop_after=self.place[site.id] + 2)
+        start = self.replay.start(weights, stop_after=self._events(self.place[site.id] + 2))
         return [self._finding(site, projection, start) for projection in site.projections]
 
     def _finding(self, site: AttentionSite, projection: Projection, start: int) -> Finding:

@@ -90,3 +90,28 @@ def test_torch_is_left_as_it_was(model: Pruned, inputs: Tensor) -> None:
     surgery.read(model, inputs)
     assert config.fake_tensor_propagate_real_tensors is False
     assert torch._export.utils.insert_deferred_runtime_asserts is check
+
+
+class Chosen(nn.Module):
+    """Takes the expert that a number names, and marks places by lists of numbers (Switch, UDOP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(WIDTH, 3)
+        self.experts = nn.ModuleDict({f"expert_{i}": nn.Linear(WIDTH, WIDTH) for i in range(3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.score(x.mean(0))
+        best = scores.argmax()
+        seen = torch.zeros(2, 3)
+        seen[[best.new_ones(())], [best]] = 1.0
+        found: Tensor = self.experts[f"expert_{best}"](x) * seen.max()
+        return found
+
+
+def test_numbers_that_python_asks_for_are_those_of_the_call() -> None:
+    torch.manual_seed(0)
+    model, x = Chosen(), torch.randn(5, WIDTH)
+    best = int(model.score(x.mean(0)).argmax())
+    anatomy = surgery.read(model, x)
+    assert {p.module for p in anatomy.others} == {"score", f"experts.expert_{best}"}

@@ -153,3 +153,31 @@ def test_a_decoder_tied_to_its_encoder_is_proved_site_by_site() -> None:
     assert {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)} == weights
     mistaken = [replace(site, first_run=3 - site.first_run) for site in anatomy.sites]
     assert surgery.verify(model, replace(anatomy, sites=tuple(mistaken)), x).refuted
+
+
+class Forgetful(nn.Module):
+    """Two attentions of the same projections; what the first gives is used by nobody.
+
+    The write in place has torch make the graph functional, which leaves out what is not used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, :1].copy_(x[:, 1:2])
+        F.scaled_dot_product_attention(*self.qkv(x.flip(1)).chunk(3, -1))
+        query, key, value = self.qkv(x).chunk(3, -1)
+        return self.out((query @ key.mT).softmax(-1) @ value)
+
+
+def test_an_attention_that_runs_for_nothing_is_told_apart() -> None:
+    torch.manual_seed(0)
+    model, x = Forgetful(), torch.randn(2, 12, 8)
+    anatomy = surgery.read(model, x)
+    outcome = surgery.verify(model, anatomy, x)
+    assert (outcome.run, outcome.idle, outcome.read) == (2, 1, 1) and outcome.proved
+    assert len(outcome.findings) == 4 and outcome.to_dict()["idle"] == 1
+    assert not surgery.verify(model, swapped(anatomy, Role.QUERY, Role.KEY), x).proved

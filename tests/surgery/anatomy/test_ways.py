@@ -341,3 +341,19 @@ def test_what_moves_nothing_is_unseen_and_not_refuted() -> None:
     inputs = torch.zeros(2, 24, WIDTH)
     outcome = surgery.verify(model, surgery.read(model, inputs), inputs)
     assert len(outcome.unseen) == 3 and not outcome.refuted and not outcome.proved
+
+
+class Exclusive(Attention):
+    """What attention gives, less its share along the values: a summand made of the result itself."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        v = v + torch.arange(v.shape[1]).unsqueeze(-1)
+        result = F.scaled_dot_product_attention(q, k, v)
+        return result - (result * v).sum(-1, keepdim=True) * v / v.square().sum(-1, keepdim=True)
+
+
+def test_a_summand_made_of_the_result_is_no_other_branch() -> None:
+    model, inputs = Exclusive(), torch.randn(2, 24, WIDTH)
+    anatomy = surgery.read(model, inputs)
+    assert anatomy.sites[0].role(Role.ATTENTION_OUTPUT)[0].module == "out" and not anatomy.unplaced
+    assert surgery.verify(model, anatomy, inputs).proved
