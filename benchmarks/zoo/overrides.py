@@ -26,6 +26,16 @@ _INTRACLASS = {f"{end}_channel": [1, 1, 0] for end in ("reduce", "return")} | {
         ("symmetric_conv_long", size, size),
     )
 }
+_LCNET = {
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    "block_configs": [
+        [[3, 96, 96, 1, True]],
+        [[3, 96, 96, 2, False]],
+        [[3, 96, 192, 2, False]],
+        [[3, 192, 384, 2, False]],
+    ],
+    "stage_out_channels": [96, 96, 192, 384],
+}
 _INDEXER = {
     "indexer_n_heads": 2,
     "indexer_kv_heads": 1,
@@ -147,8 +157,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8],
     },
     "pp_ocrv6_medium_det": {
-        "backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]},
-        "intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8],
+        "backbone_config": _LCNET, "intraclass_block_config": _INTRACLASS,
+        "kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8],
     },
     "reformer:causal-lm": {"is_decoder": True, "axial_pos_embds_dim": [32, 32]},
     "sam2": {"vision_config": _SAM2_EYES, "prompt_encoder_config": _PROMPTS},
@@ -178,18 +188,34 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "use_double_wide_mlp": False},
         "backbone_hidden_size": 64,
     },
-    "gemma4_unified_assistant:causal-lm": {"backbone_hidden_size": 64},
+    "gemma4_unified_assistant:causal-lm": {
+        "backbone_hidden_size": 64,
+        "text_config": {"num_hidden_layers": 4, "num_kv_shared_layers": 2,
+                        "layer_types": ["sliding_attention", "full_attention"] * 2},
+    },
     "perceiver:image": {"d_model": 512, "image_size": 32},
     "reformer": {"axial_pos_embds_dim": [32, 32]},
-    "pp_ocrv6_small_det": {
-        "backbone_config": {"out_features": ["stage1", "stage2", "stage3", "stage4"]}, "layer_list_out_channels": [48, 96, 192, 384],
-    },
+    "pp_ocrv6_small_det": {"backbone_config": _LCNET, "layer_list_out_channels": [96, 96, 192, 384]},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 90},
     "tipsv2_dpt:segmentation": {
         "backbone_config": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False},
     },
     "nemo_speechlm": {"text_config": {"n_groups": 2}},
-    "omdet-turbo": {"encoder_in_channels": [192, 384, 768], "vision_features_channels": [64, 64, 64],
-                    "backbone_config": {"out_indices": [1, 2, 3]}},
+    "omdet-turbo": {
+        "encoder_in_channels": [192, 384, 768], "vision_features_channels": [128, 128, 128],
+        "backbone_config": {"out_indices": [1, 2, 3]}, "d_model": 128, "encoder_hidden_dim": 128,
+        "decoder_hidden_dim": 128,
+    },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 90},
+    "sam3_tracker": {
+        "vision_config": {"backbone_feature_sizes": _SIZES},
+        "prompt_encoder_config": {"image_size": 32, "patch_size": 8},
+    },
+    "timesfm2_5": {"context_length": 128},
+    "vjepa2": {"frames_per_clip": 4, "crop_size": 32},
+    "timm_backbone": {
+        "backbone": "vit_tiny_patch16_224", "features_only": True, "use_pretrained_backbone": False, "out_indices": [1],
+    },
+    "sam_hq": {"prompt_encoder_config": {"image_embedding_size": 4}},
+    "step3p7": {"text_config": {"sliding_window": 8}},
 }  # fmt: skip

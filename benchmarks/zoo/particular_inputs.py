@@ -377,4 +377,12 @@ _MAKERS: dict[str, Callable[[Any], Inputs]] = {
     },
     "gemma4_assistant:causal-lm": _borrowed_states,
     "gemma4_unified_assistant:causal-lm": _borrowed_states,
+    "rwkv:causal-lm": lambda config: {"input_ids": _ids(4)},
+    "vibevoice_acoustic_tokenizer": lambda config: {"input_values": torch.randn(2, 1, 3200)},
+    "vibevoice_acoustic_tokenizer_decoder": lambda config: {"hidden_states": torch.randn(2, config.hidden_size, 1)},
+    "voxtral_realtime_text": lambda config: {
+        "input_ids": _ids(),
+        "attention_mask": _ones(2, _TOKENS),
+        "t_cond": torch.randn(2, 1, config.hidden_size),
+    },
 }  # fmt: skip

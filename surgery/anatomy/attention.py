@@ -130,11 +130,13 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
             elif found.attention_like:
                 missed.append((node, found))
     attended = {score for core in cores for score in _scores_behind(core.node, flow)[0]}
-    return cores, [(node, miss) for node, miss in missed if not _shown(node, attended, flow)]
+    return cores, [(node, miss) for node, miss in missed if not _weighs_nothing(node, attended, flow)]
 
 
-def _shown(softmax: fx.Node, attended: set[fx.Node], flow: Flow) -> bool:
-    """Whether a softmax that weighs no value only shows the scores of an attention that was found."""
+def _weighs_nothing(softmax: fx.Node, attended: set[fx.Node], flow: Flow) -> bool:
+    """Whether a softmax only shows the scores of an attention that was found, or is never used (SAM 2)."""
+    if softmax not in flow.graph.live:
+        return True
     return not attended.isdisjoint(_scores_behind(softmax, flow)[0][:1])
 
 

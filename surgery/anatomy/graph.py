@@ -107,15 +107,20 @@ class Graph:
 
     @cached_property
     def live(self) -> frozenset[fx.Node]:
-        """Nodes from which a path leads to an output of the model."""
-        outputs = [n for n in self.program.graph.nodes if n.op == "output"]
-        return frozenset(backward(outputs))
+        """Nodes from which a path leads to an output of the model, or to a write in place that may."""
+        ends = [n for n in self.program.graph.nodes if n.op == "output" or _writes(n)]
+        return frozenset(backward(ends))
 
     @cached_property
     def outputs(self) -> tuple[fx.Node, ...]:
         """The nodes that the model returns."""
         last = next(n for n in self.program.graph.nodes if n.op == "output")
         return tuple(last.all_input_nodes)
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def backward(starts: list[fx.Node]) -> Iterator[fx.Node]:
