@@ -70,7 +70,9 @@ class Transformers:
 
 def _running_inputs(model: nn.Module, given: dict[str, Any] | None) -> ExampleInputs:
     if type(model).forward is nn.Module.forward:
-        raise RuntimeError(f"{type(model).__name__} has no forward: its parts are called one by one")
+        raise RuntimeError(
+            f"{type(model).__name__} has no forward: its parts are called one by one"
+        )
     if "inference_session" in signature(model.forward).parameters:
         raise RuntimeError("its forward takes an object that keeps frames and memories, no tensors")
     inputs = example_inputs(model, given)
@@ -109,7 +111,9 @@ def _configurations(name: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         try:
             return config()
         except Exception:
-            return config(**overrides)  # its own defaults contradict each other (Gemma 4's assistant)
+            return config(
+                **overrides
+            )  # its own defaults contradict each other (Gemma 4's assistant)
 
     yield "tiny configuration, each kind of layer", lambda: tiny(published(), overrides)
     yield "tiny configuration", lambda: tiny(published(), overrides, kinds=False)

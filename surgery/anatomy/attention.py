@@ -130,7 +130,9 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
             elif found.attention_like:
                 missed.append((node, found))
     attended = {score for core in cores for score in _scores_behind(core.node, flow)[0]}
-    return cores, [(node, miss) for node, miss in missed if not _weighs_nothing(node, attended, flow)]
+    return cores, [
+        (node, miss) for node, miss in missed if not _weighs_nothing(node, attended, flow)
+    ]
 
 
 def _weighs_nothing(softmax: fx.Node, attended: set[fx.Node], flow: Flow) -> bool:
