@@ -85,11 +85,15 @@ def _model_class(name: str) -> type[nn.Module]:
     kind, _, head = name.partition(":")
     table = getattr(modeling_auto, _HEADS[head] if head else "MODEL_MAPPING_NAMES")
     names: Any = table[kind]
-    name = names if isinstance(names, str) else names[0]
-    module = model_type_to_module_name(kind)
-    home = import_module(f"transformers.models.{module}.modeling_{module}")
-    found: type[nn.Module] = getattr(home, name)  # not every one is a name of transformers itself
+    wanted = names if isinstance(names, str) else names[0]
+    found: type[nn.Module] = getattr(transformers, wanted, None) or getattr(_home(kind), wanted)
     return found
+
+
+def _home(kind: str) -> Any:
+    """The module of a type: not every class of MODEL_MAPPING is a name of transformers itself."""
+    module = model_type_to_module_name(kind)
+    return import_module(f"transformers.models.{module}.modeling_{module}")
 
 
 def _own(config: Any, kind: type[nn.Module]) -> Any:

@@ -62,6 +62,8 @@ class _Asked(TorchFunctionMode):
             return _formatted(*args)
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             args = (args[0], _index(args[1]), *args[2:])
+        if func is torch.tensor and _has_tensors(args[0]):
+            return _joined(args[0]).to(**(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -71,6 +73,15 @@ def _formatted(tensor: Tensor, how: str) -> str:
         return tensor.__format__(how)
     with _disable_current_modes():
         return format(real.item(), how)
+
+
+def _has_tensors(values: Any) -> bool:
+    return isinstance(values, list | tuple) and any(isinstance(v, Tensor) for v in values)
+
+
+def _joined(values: Any) -> Tensor:
+    """Numbers, some of which are tensors, as one tensor."""
+    return torch.stack([v if isinstance(v, Tensor) else torch.tensor(v) for v in values])
 
 
 def _index(index: Any) -> Any:

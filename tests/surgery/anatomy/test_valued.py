@@ -93,7 +93,7 @@ def test_torch_is_left_as_it_was(model: Pruned, inputs: Tensor) -> None:
 
 
 class Chosen(nn.Module):
-    """Takes the expert that a number names, and marks places by lists of numbers (Switch, UDOP)."""
+    """Takes the expert that a number names, marks places by lists of numbers, joins numbers (Switch, UDOP, Qwen)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,8 @@ class Chosen(nn.Module):
         best = scores.argmax()
         seen = torch.zeros(2, 3)
         seen[[best.new_ones(())], [best]] = 1.0
-        found: Tensor = self.experts[f"expert_{best}"](x) * seen.max()
+        bounds = torch.tensor([0, best, 2], device=x.device, dtype=torch.float32)
+        found: Tensor = self.experts[f"expert_{best}"](x) * seen.max() + bounds.sum()
         return found
 
 
