@@ -17,6 +17,12 @@ from surgery.anatomy.inputs import example_inputs
 
 _SHARES = (4, 2, 1)
 _MULTIPLE = 32
+# Giants that do not fit into memory before their repeated blocks are left out, and how each is built shorter.
+_SHORTER: dict[str, dict[str, Any]] = {
+    "swinv2_cr_giant_224": {"depths": (2, 2, 2, 2)},
+    "swinv2_cr_giant_384": {"depths": (2, 2, 2, 2)},
+    "vit_5b_patch16_sapiens2": {"depth": 2, "num_kv_heads": (32, 16)},
+}
 
 
 class Timm:
@@ -49,8 +55,9 @@ def _smallest(name: str, share: int) -> Specimen | None:
     """The shortest instance that runs on images of one size."""
     height, width = (side // share for side in get_pretrained_cfg_value(name, "input_size")[1:])
     sized = {"img_size": (height, width)} if share > 1 else {}
+    shorter = _SHORTER.get(name, {"depth": 2})
     options: dict[str, Any]
-    for options in ({"depth": 2, **sized}, sized, {"depth": 2}, {}):
+    for options in (shorter | sized, sized, shorter, {}):
         specimen = _shortened(name, options, share)
         if specimen is not None:
             return specimen
