@@ -59,7 +59,8 @@ class _Asked(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is Tensor.__format__:
-            return _formatted(*args)
+            number = _number_behind(args[0])
+            return func(*args) if isinstance(number, Tensor) else format(number, *args[1:])
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             args = (args[0], _index(args[1]), *args[2:])
         if func is torch.tensor and _has_tensors(args[0]):
@@ -67,12 +68,13 @@ class _Asked(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _formatted(tensor: Tensor, how: str) -> str:
+def _number_behind(tensor: Tensor) -> Any:
+    """What one number really is; a tensor of several, or of none that is known, stays what it is."""
     real = getattr(tensor, "real_tensor", None)
     if real is None or real.ndim:
-        return tensor.__format__(how)
+        return tensor
     with _disable_current_modes():
-        return format(real.item(), how)
+        return real.item()
 
 
 def _has_tensors(values: Any) -> bool:
