@@ -54,11 +54,11 @@ def _borrowed_states(config: Any) -> Inputs:
     states = {}
     for layer, kind in enumerate(text.layer_types):
         own = text.per_layer_config[layer]
-        shape = (2, own.num_key_value_heads, 8, own.head_dim)
+        shape = (2, own.num_key_value_heads, 4, own.head_dim)
         states[kind] = (torch.randn(shape), torch.randn(shape))
     return {
         "inputs_embeds": torch.randn(2, 4, 2 * config.backbone_hidden_size),
-        "position_ids": torch.arange(4, 8).expand(2, -1).clone(),
+        "position_ids": torch.arange(4).expand(2, -1).clone(),
         "shared_kv_states": states,
     }
 
