@@ -181,8 +181,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "pp_ocrv6_small_det": {"backbone_config": _LCNET, "layer_list_out_channels": [96, 96, 192, 384]},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 90},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 90},
-    "qwen4_exp": {"text_config": _INDEXER},
-    "qwen4_exp_text": _INDEXER,
+    "qwen4_exp:causal-lm": {"text_config": _INDEXER},
     "reformer": {"axial_pos_embds_dim": [32, 32]},
     "reformer:causal-lm": {"is_decoder": True, "axial_pos_embds_dim": [32, 32]},
     "rt_detr": {"backbone_config": _STAGES, "decoder_in_channels": [64, 64, 64]},
@@ -194,7 +193,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "vision_config": {"backbone_feature_sizes": _SIZES},
         "prompt_encoder_config": {"image_size": 32, "patch_size": 8},
     },
-    "sam_hq": {"prompt_encoder_config": {"image_embedding_size": 4}},
+    "sam_hq": {
+        "prompt_encoder_config": {"image_embedding_size": 4},
+        "vision_config": {"num_pos_feats": 32, "global_attn_indexes": [1]},
+    },
     "sapiens2:segmentation": {
         "head_config": {"upsample_out_channels": [32, 32], "conv_out_channels": [32]},
     },
