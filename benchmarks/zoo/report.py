@@ -33,6 +33,7 @@ def counts(records: Sequence[Record]) -> dict[str, Any]:
         "models_with_a_wrong_label": status[WRONG],
         "sites_at_run_time": sum(r.run for r in records),
         "sites_read": sum(r.read for r in records),
+        "sites_idle": sum(r.idle for r in records),
         "projections_disturbed": sum(r.claims for r in records),
         "projections_held": sum(r.held for r in records),
         "seconds": round(sum(sum(r.seconds.values()) for r in records)),
