@@ -93,7 +93,7 @@ def test_fine_tuning_learns_and_leaves_the_frozen_alone(images: Images) -> None:
 
 
 def test_every_image_is_seen_once_before_any_twice() -> None:
-    batches = training._batches(10, 4, torch.Generator().manual_seed(0))
+    batches = training.batches(10, 4, torch.Generator().manual_seed(0))
     drawn = torch.cat([next(batches) for _ in range(5)]).tolist()
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert Counter(drawn).most_common(1)[0][1] == 2
