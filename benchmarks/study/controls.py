@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 import surgery
-from surgery.adapters.registry import register
+from surgery.adapters.registry import names, register
 from surgery.adapters.srlora import SRLoRA
 from surgery.training import Recomposition
 
 
-@register("srlora-random")
 class RandomPairs(SRLoRA):
     """SRLoRA that fuses pairs drawn at random."""
 
@@ -23,7 +22,6 @@ class RandomPairs(SRLoRA):
         return torch.rand(self.rank, device=self.ledger.B.device)
 
 
-@register("srlora-strongest")
 class StrongestPairs(SRLoRA):
     """SRLoRA that fuses the most important pairs."""
 
@@ -32,7 +30,6 @@ class StrongestPairs(SRLoRA):
         return -super().scores()
 
 
-@register("relora")
 class ReLoRA(SRLoRA):
     """LoRA that is fused and started anew, at the times at which SRLoRA recomposes (after arXiv 2307.05695)."""
 
@@ -58,3 +55,13 @@ class KeepingState(surgery.Recomposer):
                 for key, value in old.items():
                     state[key].copy_(value)
         return report
+
+
+KINDS = {"srlora-random": RandomPairs, "srlora-strongest": StrongestPairs, "relora": ReLoRA}
+
+
+def register_kinds() -> None:
+    """Make the controls known by name, in this process, once."""
+    for kind, control in KINDS.items():
+        if kind not in names():
+            register(kind)(control)

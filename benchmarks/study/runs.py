@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import surgery
 from benchmarks.study.backbones import Classifier
+from benchmarks.study.controls import register_kinds
 from benchmarks.study.methods import METHODS, Given
 from benchmarks.study.parts import Examples, Parts
 from benchmarks.study.replay import replayed
@@ -61,6 +62,7 @@ def bench_of(task: str, folder: Path, device: str) -> Bench:
 
 def perform(run: Run, folder: Path, device: str, replay: bool = True) -> dict[str, Any]:
     """Train and evaluate; ``replay`` says whether a GPU's steps are captured once."""
+    register_kinds()
     task, method = TASKS[run.task], METHODS[run.method]
     bench = bench_of(run.task, folder, device)
     started = time.perf_counter()

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import surgery
 from benchmarks.study import summary
-from benchmarks.study.controls import KeepingState
+from benchmarks.study.controls import KeepingState, register_kinds
 from benchmarks.study.methods import METHODS
 from benchmarks.study.parts import Examples, Parts
 from benchmarks.study.schedule import Records
+from surgery.adapters import registry
 from surgery.adapters.srlora import SRLoRA
 
 
@@ -87,6 +88,13 @@ def test_parts_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert found.train.inputs.dtype is torch.uint8 and torch.equal(found.train.inputs, part.inputs)
 
 
+@pytest.fixture
+def controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names are forgotten afterwards: other tests try every kind there is."""
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    register_kinds()
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +127,7 @@ def after_a_switch(
         optimizer.zero_grad()
 
 
+@pytest.mark.usefixtures("controls")
 def test_the_control_that_keeps_state_keeps_it_and_srlora_does_not() -> None:
     for recomposer, kept in ((KeepingState, True), (surgery.Recomposer, False)):
         adapter, optimizer, _ = after_a_switch("srlora", recomposer)
@@ -126,6 +135,7 @@ def test_the_control_that_keeps_state_keeps_it_and_srlora_does_not() -> None:
         assert bool((moments.abs().sum(0) > 0).all()) is kept
 
 
+@pytest.mark.usefixtures("controls")
 def test_restarts_begin_at_the_function_that_they_left() -> None:
     adapter, _, _ = after_a_switch("relora", surgery.Recomposer)
     b, a = adapter.factors()
