@@ -29,8 +29,8 @@ FUSED_TOO = {
     "clip-text": 2,
     "albert": 2,
 }
-SCORES_FUSED = {"siglip-vision": 1, "llama": 2, "t5": 1}
-SCORES_FUSED_TOO = {"eva02": 2}
+SCORES_FUSED = {"llama": 2, "t5": 1}
+SCORES_FUSED_TOO = {"siglip-vision": 1, "eva02": 2}
 
 
 def count(path: Path, operator: str = "Attention") -> int:
