@@ -91,6 +91,7 @@ def test_the_notebook_executes() -> None:
     assert "attention.query" in json.dumps(outputs[0])
 
 
+@pytest.mark.slow
 def test_the_code_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same cells without a kernel: fast enough for every run."""
     cells = json.loads(NOTEBOOK.read_text())["cells"]

@@ -19,9 +19,10 @@ from exporters.errors import ExportError
 from exporters.fuse import Site
 from exporters.inputs import collect
 
-FUSED = {"beit": 2, "swin": 3, "hf-vit": 2, "bert": 2, "gpt2": 2}
+FUSED = {"beit": 2, "swin": 3, "bert": 2, "gpt2": 2}
 FUSED_TOO = {
     "vit": 2,
+    "hf-vit": 2,
     "deit3": 2,
     "dinov2": 2,
     "hf-beit": 2,
@@ -29,8 +30,8 @@ FUSED_TOO = {
     "clip-text": 2,
     "albert": 2,
 }
-SCORES_FUSED = {"llama": 2, "t5": 1}
-SCORES_FUSED_TOO = {"siglip-vision": 1, "eva02": 2}
+SCORES_FUSED = {"llama": 2}
+SCORES_FUSED_TOO = {"siglip-vision": 1, "eva02": 2, "t5": 1}
 
 
 def count(path: Path, operator: str = "Attention") -> int:

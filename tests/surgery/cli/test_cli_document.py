@@ -39,6 +39,7 @@ def flowers(folder: Path) -> None:
     (folder / "flowers.yaml").write_text(yaml.safe_dump(asked))
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(
     run: Run, adapter: tuple[Path, nn.Module], bert: Path, tmp_path: Path
 ) -> None:

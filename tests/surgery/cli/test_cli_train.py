@@ -106,7 +106,6 @@ def texts(run: Run, tmp_path: Path) -> Path:
     return write(tmp_path / "t.yaml", TEXTS)
 
 
-@pytest.mark.slow  # the document's commands do the same on images
 def test_three_verbs_on_one_file_of_images(run: Run, images: Path, tmp_path: Path) -> None:
     metrics = run("train", "c.yaml", "--json")
     assert metrics["validation"]["accuracy"] > 0.9 and metrics["folder"] == "runs/colours"
