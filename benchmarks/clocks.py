@@ -53,9 +53,19 @@ class Budget:
         self._until = time.monotonic() + seconds
 
     @property
+    def left(self) -> float:
+        """Seconds; negative once it is over."""
+        return self._until - time.monotonic()
+
+    @property
     def is_spent(self) -> bool:
         """Whether the time is over."""
-        return time.monotonic() > self._until
+        return self.left < 0
+
+    def check(self, needed: float = 0) -> None:
+        """Raise TimeoutError if less than ``needed`` seconds are left."""
+        if self.left < needed:
+            raise TimeoutError("no time was left for it")
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int | None:

@@ -32,10 +32,10 @@ from torch import nn
 
 import exporters
 from benchmarks.export_subjects import SUBJECTS, Subject
-from benchmarks.record import RESULTS, keep, load
+from benchmarks.record import keep_beside
 from exporters.inputs import Inputs
 from exporters.parity import relative_error
-from exporters.runtime import optimized_operators, recommended_options, run
+from exporters.runtime import SessionOptions, optimized_operators, recommended_options, run
 
 PLAIN = "plain dynamo export"
 OURS = "ours"
@@ -55,7 +55,7 @@ def prepare(name: str, folder: Path) -> dict[str, Any]:
     model = subject.build().eval()
     inputs = subject.inputs(model)
     plain = folder / f"{name}.plain.onnx"
-    _plain(model, inputs, plain)
+    plain_export(model, inputs, plain)
     failures = {}
     ways: dict[str, Callable[[Path], Any]] = {
         "ORT transformers optimizer": lambda path: _ort_optimizer(plain, subject, path),
@@ -83,7 +83,8 @@ def prepare(name: str, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _plain(model: nn.Module, inputs: Inputs, path: Path) -> None:
+def plain_export(model: nn.Module, inputs: Inputs, path: Path) -> None:
+    """torch's own exporter, with the dynamic axes of ``inputs`` and nothing done to the graph."""
     dynamic = {
         name: dict.fromkeys(inputs.axes.get(name, {}), torch.export.Dim.AUTO)
         for name in inputs.tensors
@@ -129,7 +130,7 @@ def measure(name: str, folder: Path, batch: int, clock: str, compiled: bool) -> 
             failures[way] = f"{type(problem).__name__}: {str(problem)[:150]}"
             continue
         contenders[way] = partial(run, session, inputs.feeds)
-        checks[way] = {"error": error, "operators": _attention(folder / file)}
+        checks[way] = {"error": error, "operators": attention_operators(folder / file)}
     times = _take_turns(contenders, CLOCKS[clock])
     rows = {
         way: {
@@ -171,9 +172,9 @@ def _leaves(outputs: Any) -> list[torch.Tensor]:
     return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs.values())
 
 
-def _attention(path: Path) -> dict[str, int]:
-    """Attention operators that ONNX Runtime really runs."""
-    found = optimized_operators(path, recommended_options(path))
+def attention_operators(path: Path, options: SessionOptions | None = None) -> dict[str, int]:
+    """Attention operators that ONNX Runtime really runs, with the options that a file recommends or others."""
+    found = optimized_operators(path, options or recommended_options(path))
     return {kind: count for (_, kind), count in found.items() if kind.endswith("Attention")}
 
 
@@ -221,12 +222,7 @@ def main() -> None:
             for batch in () if given.prepare else given.batch:
                 found = measure(name, folder, batch, given.clock, not given.no_compile)
                 print(as_markdown({f"{name}, batch {batch}": found}), flush=True)
-                _keep(f"{name}, batch {batch}", found)
-
-
-def _keep(key: str, found: dict[str, Any]) -> None:
-    before = load("export") if (RESULTS / "export.json").exists() else {}
-    keep("export", {**before, key: found})
+                keep_beside("export", f"{name}, batch {batch}", found)
 
 
 if __name__ == "__main__":

@@ -25,25 +25,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.clocks import Budget
 from benchmarks.export_cuda_ways import (
     EAGER,
     OURS,
     WAYS,
     Call,
-    Clock,
     Figures,
     Made,
     contenders,
     leaves,
     prepare,
 )
-from benchmarks.record import RESULTS, keep, load
+from benchmarks.record import keep_beside
 from exporters.inputs import Inputs
 from exporters.parity import relative_error
 
 
 @torch.no_grad()
-def measure(made: Made, batch: int, given: argparse.Namespace, clock: Clock) -> Figures:
+def measure(made: Made, batch: int, given: argparse.Namespace, budget: Budget) -> Figures:
     """Time, error and agreement of every contender at one batch size."""
     device = torch.device(given.device)
     inputs = made.inputs.resized({"batch": batch}).on(device, torch.float32)
@@ -52,9 +52,9 @@ def measure(made: Made, batch: int, given: argparse.Namespace, clock: Clock) -> 
     inputs = Inputs(full, inputs.constants, inputs.axes)
     expected = leaves(made.model(**inputs.kwargs))
     shapes = [leaf.shape for leaf in expected]
-    ready, failures = contenders(made, inputs, shapes, clock, not given.no_compile)
+    ready, failures = contenders(made, inputs, shapes, budget, not given.no_compile)
     right = {way: _compare(expected[0], call()) for way, call in ready.items()}
-    times = _take_turns(ready, given.rounds, given.calls, _finisher(device), clock)
+    times = _take_turns(ready, given.rounds, given.calls, _finisher(device), budget)
     rows = {way: {**_summary(taken), **right[way]} for way, taken in times.items()}
     sizes = {name: list(t.shape) for name, t in inputs.tensors.items()}
     return {"inputs": sizes, "rows": rows, **made.about, "not_run": failures}
@@ -67,12 +67,12 @@ def _compare(expected: Tensor, found: Tensor) -> Figures:
 
 
 def _take_turns(
-    ready: dict[str, Call], rounds: int, calls: int, finish: Callable[[], None], clock: Clock
+    ready: dict[str, Call], rounds: int, calls: int, finish: Callable[[], None], budget: Budget
 ) -> dict[str, list[float]]:
     """Milliseconds of each measured call; the first of each turn is not measured."""
     times: dict[str, list[float]] = {way: [] for way in ready}
     for number in range(rounds):
-        if number and clock.left < 0:
+        if number and budget.is_spent:
             break
         for way, call in ready.items():
             call()
@@ -123,7 +123,7 @@ def main() -> None:
     # The reference is fp32; what runs in half precision is not concerned.
     torch.backends.cudnn.allow_tf32 = False
     torch._dynamo.config.recompile_limit = 32
-    clock = Clock(given.seconds)
+    budget = Budget(given.seconds)
     with tempfile.TemporaryDirectory() as folder:
         for name in given.models:
             made = prepare(name, Path(folder), torch.device(given.device))
@@ -131,12 +131,12 @@ def main() -> None:
             for batch in given.batch:
                 key = f"{name}, batch {batch}"
                 try:
-                    clock.check()
-                    found = measure(made, batch, given, clock)
+                    budget.check()
+                    found = measure(made, batch, given, budget)
                 except TimeoutError as error:
                     print(f"{key}: {error}")
                     return
-                _keep(key, found)
+                keep_beside("export_cuda", key, found)
                 print(as_markdown({key: found}), found["not_run"], flush=True)
             torch._dynamo.reset()
 
@@ -151,11 +151,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600, help="begin nothing after that")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     return parser.parse_args()
-
-
-def _keep(key: str, found: Figures) -> None:
-    before = load("export_cuda") if (RESULTS / "export_cuda.json").exists() else {}
-    keep("export_cuda", {**before, key: found})
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ from torch.utils import _pytree as pytree
 
 import exporters
 from benchmarks.bound import Bound, best_options
+from benchmarks.clocks import Budget
+from benchmarks.export import attention_operators, plain_export
 from benchmarks.export_subjects import SUBJECTS
 from exporters.inputs import Inputs
 from exporters.recipe import Target
-from exporters.runtime import CPU, CUDA, TENSORRT, available, optimized_operators
+from exporters.runtime import CPU, CUDA, TENSORRT, available
 
 EAGER, COMPILED, REDUCED = "torch eager", "torch.compile", "torch.compile, reduce-overhead"
 PLAIN, OURS, ENGINE = "plain dynamo export", "ours", "ours, TensorRT"
@@ -29,23 +31,6 @@ WARM = 10
 
 Call = Callable[[], Tensor]
 Figures = dict[str, Any]
-
-
-class Clock:
-    """What is left of the time that a run may take."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds; negative once it is over."""
-        return self._end - time.monotonic()
-
-    def check(self, needed: float = 0) -> None:
-        """Raise if less than ``needed`` seconds are left."""
-        if self.left < needed:
-            raise TimeoutError("no time was left for it")
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,8 @@ def prepare(name: str, folder: Path, device: torch.device) -> Made:
     model = subject.build().eval()
     inputs = subject.inputs(model)
     about: Figures = {"failures": {}, "operators": {}, "seconds": {}}
-    ways = {PLAIN: partial(_plain, copy.deepcopy(model).half(), inputs)}
+    halves = inputs.on(torch.device("cpu"), torch.float16)
+    ways = {PLAIN: partial(plain_export, copy.deepcopy(model).half(), halves)}
     ways[OURS] = partial(_ours, model, inputs, "cuda", about)
     if _here().providers[0] == TENSORRT:
         ways[ENGINE] = partial(_ours, model, inputs, "tensorrt", about)
@@ -83,7 +69,7 @@ def prepare(name: str, folder: Path, device: torch.device) -> Made:
         path, started = folder / f"{name}.{number}.onnx", time.monotonic()
         try:
             make(path)
-            about["operators"][way] = _attention(path)
+            about["operators"][way] = attention_operators(path, best_options(path))
             files[way] = path
         except Exception as error:  # whatever a tool raises is its result
             about["failures"][way] = line(error)
@@ -97,19 +83,6 @@ def _here() -> exporters.SessionOptions:
     return available(exporters.SessionOptions((TENSORRT, CUDA, CPU)))
 
 
-def _plain(half: nn.Module, inputs: Inputs, path: Path) -> None:
-    given = inputs.on(torch.device("cpu"), torch.float16)
-    dynamic = {
-        name: dict.fromkeys(given.axes.get(name, {}), torch.export.Dim.AUTO)
-        for name in given.tensors
-    }
-    with torch.no_grad():
-        torch.onnx.export(
-            half, (), path, kwargs=given.kwargs, dynamo=True, opset_version=20, verbose=False,
-            dynamic_shapes={**dynamic, **dict.fromkeys(given.constants)}, external_data=False,
-        )  # fmt: skip
-
-
 def _ours(model: nn.Module, inputs: Inputs, target: Target, about: Figures, path: Path) -> None:
     report = exporters.to_onnx(
         model, path, target=target, precision="fp16", example_inputs=inputs.kwargs
@@ -118,14 +91,8 @@ def _ours(model: nn.Module, inputs: Inputs, target: Target, about: Figures, path
         about |= {"sites": f"{report.fused}/{len(report.sites)}", "notes": list(report.notes)}
 
 
-def _attention(path: Path) -> dict[str, int]:
-    """Attention operators that ONNX Runtime really runs."""
-    found = optimized_operators(path, best_options(path))
-    return {kind: count for (_, kind), count in found.items() if kind.endswith("Attention")}
-
-
 def contenders(
-    made: Made, inputs: Inputs, shapes: list[torch.Size], clock: Clock, compiled: bool
+    made: Made, inputs: Inputs, shapes: list[torch.Size], budget: Budget, compiled: bool
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """Every way at one size, warmed up; and why others are missing."""
     half = inputs.on(next(made.half.parameters()).device, torch.float16)
@@ -140,7 +107,7 @@ def contenders(
     ready, failures = {}, {}
     for way, make in ways.items():
         try:
-            clock.check(40 if way in {COMPILED, REDUCED} else 0)
+            budget.check(40 if way in {COMPILED, REDUCED} else 0)
             call = make()
             for _ in range(WARM):
                 call()

@@ -47,6 +47,12 @@ def keep(name: str, figures: Any) -> Path:
     return path
 
 
+def keep_beside(name: str, key: str, figures: Any) -> Path:
+    """Write figures under ``key``, and leave what was kept under other keys."""
+    before = load(name) if (RESULTS / f"{name}.json").exists() else {}
+    return keep(name, {**before, key: figures})
+
+
 def load(name: str) -> Any:
     """The figures of ``benchmarks/results/<name>.json``.
 

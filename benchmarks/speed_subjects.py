@@ -33,6 +33,11 @@ GPU = {"ViT-S": (256,), "ViT-B": (128,), "BERT-base": (128,), "MiniLM": (256,), 
 """Batch sizes; on a GPU a step takes tens of milliseconds with them."""
 
 
+def sizes_on(device: str) -> Mapping[str, Iterable[int]]:
+    """The GPU's batch sizes there, the smallest elsewhere, for a rehearsal."""
+    return GPU if device == "cuda" else {name: batches[:1] for name, batches in CPU.items()}
+
+
 def subjects(depth: int, sizes: Mapping[str, Iterable[int]] = CPU) -> Iterator[Subject]:
     """ViT-S and ViT-B (224 pixels), BERT-base and MiniLM (128 tokens), SmolLM2-135M (512 tokens)."""
     for size, word in ("S", "small"), ("B", "base"):

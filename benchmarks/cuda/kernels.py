@@ -14,7 +14,7 @@ from benchmarks.clocks import wait
 from benchmarks.cuda.placed import PRECISIONS, placed, read
 from benchmarks.cuda.training import MAIN, any_directions, step
 from benchmarks.speed_cases import Case, cases_of
-from benchmarks.speed_subjects import CPU, GPU, subjects
+from benchmarks.speed_subjects import sizes_on, subjects
 from surgery.adapters import svd
 
 MODEL, TARGETS, RANK = "ViT-B", "all", 8
@@ -24,8 +24,7 @@ STEPS, LONGEST = 2, 10
 
 def rows(device: str, depth: int) -> Iterator[dict[str, Any]]:
     """One row for each case, all linears at rank 8."""
-    sizes = GPU if device == "cuda" else {name: batches[:1] for name, batches in CPU.items()}
-    subject = next(s for s in subjects(depth, sizes) if s.name.startswith(MODEL))
+    subject = next(s for s in subjects(depth, sizes_on(device)) if s.name.startswith(MODEL))
     here = placed(subject, device, PRECISIONS[MAIN].weights)
     with patch.object(svd, "leading", any_directions):
         cases = cases_of(here, read(subject), TARGETS, RANK, PRECISIONS[MAIN].context(device))

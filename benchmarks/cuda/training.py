@@ -21,7 +21,7 @@ from benchmarks.speed_cases import (
     over_floor,
     recomposition,
 )
-from benchmarks.speed_subjects import CPU, GPU, Subject, subjects
+from benchmarks.speed_subjects import Subject, sizes_on, subjects
 from surgery.adapters import svd
 
 ROUNDS, STEPS, SECONDS = 5, 2, 1.5
@@ -39,18 +39,16 @@ FIRST = (
 
 def rows(device: str, depth: int) -> Iterator[dict[str, Any]]:
     """Rank 8 in the main precision, then rank 64, then the other precisions."""
-    known = list(
-        subjects(depth, GPU if device == "cuda" else {name: b[:1] for name, b in CPU.items()})
-    )
+    known = list(subjects(depth, sizes_on(device)))
     compared = [subject for subject in known if subject.name.split()[0] in COMPARED]
     jobs = [(subject, MAIN, targets, 8) for subject in known for targets in ROLES]
     jobs.sort(key=_place)
     jobs += [(subject, MAIN, "all", 64) for subject in known]
     jobs += [(s, name, targets, 8) for s in compared for name in OTHERS for targets in ROLES]
     anatomy = cache(read)
-    on_device = cache(partial(_placed, device))
+    on_device = cache(partial(placed, device=device))
     for subject, precision, targets, rank in jobs:
-        model = on_device(subject, PRECISIONS[precision].weights)
+        model = on_device(subject, dtype=PRECISIONS[precision].weights)
         yield row(model, anatomy(subject), precision, targets, rank, device)
 
 
@@ -111,7 +109,3 @@ def any_directions(weight: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     u = torch.randn(out, count, device=weight.device) / out**0.5
     vh = torch.randn(count, width, device=weight.device) / width**0.5
     return u, torch.ones(count, device=weight.device), vh
-
-
-def _placed(device: str, subject: Subject, dtype: torch.dtype) -> Subject:
-    return placed(subject, device, dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.clocks import Budget
 from benchmarks.record import RESULTS
 from benchmarks.study.methods import METHODS
 from benchmarks.study.runs import Run, perform
@@ -102,12 +102,12 @@ class Study:
 
     def run(self) -> Iterator[Record]:
         """Run what is missing; yield each record as it is kept."""
-        deadline = time.monotonic() + self.seconds
+        budget = Budget(self.seconds)
         pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _start)
         pending: dict[Future[Record], Run] = {}
         asked: set[Run] = set()
         try:
-            while time.monotonic() < deadline:
+            while not budget.is_spent:
                 for run in self._missing(asked):
                     asked.add(run)
                     pending[pool.submit(perform, *self._how(run))] = run

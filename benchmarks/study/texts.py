@@ -15,7 +15,6 @@ from benchmarks.study.parts import Examples, Parts
 from benchmarks.study.sources import wheel
 
 LENGTH = 128
-_HEADER = 3
 _Row = tuple[str, str]
 
 
