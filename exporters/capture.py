@@ -89,7 +89,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
 
 
 def _as_arguments(model: nn.Module, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Shapes by argument; what only ``**kwargs`` takes belongs under its name, which torch before 2.12 insists on."""
+    """Shapes by argument; what only ``**kwargs`` takes belongs under its name, which torch 2.11 insists on."""
     parameters = inspect.signature(model.forward).parameters
     rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
     others = {name: shape for name, shape in shapes.items() if name not in parameters}

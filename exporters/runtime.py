@@ -210,8 +210,10 @@ def _starts(provider: str) -> bool:
     """Whether a provider is built in and its libraries load, too."""
     import onnxruntime as ort
 
-    if provider == CPU or provider not in ort.get_available_providers():
-        return provider == CPU
+    if provider == CPU:
+        return True
+    if provider not in ort.get_available_providers():
+        return False
     told = ort.SessionOptions()
     told.log_severity_level = 4
     try:

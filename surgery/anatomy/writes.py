@@ -24,11 +24,10 @@ def without_writes(program: ExportedProgram) -> ExportedProgram:
     Args:
         program: A captured program that belongs to the caller; afterwards it is for reading, not for running.
     """
-    order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten.copy_.default and not node.users:
             parts = _parts(node.args[0])
-            if parts and not _seen_elsewhere(parts, node, order):
+            if parts and not _seen_elsewhere(parts, node):
                 _write(node, parts)
     return program
 
@@ -42,12 +41,12 @@ def _parts(target: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _seen_elsewhere(parts: list[fx.Node], write: fx.Node, order: dict[fx.Node, int]) -> bool:
+def _seen_elsewhere(parts: list[fx.Node], write: fx.Node) -> bool:
     """Whether a slice taken before the write is used after it: that use would see what was written."""
     owner = parts[-1].args[0]
     assert isinstance(owner, fx.Node)
-    views = {view for view in owner.users if order.get(view, 0) < order[write]} | set(parts)
-    later = {user for view in views for user in view.users if order.get(user, 0) > order[write]}
+    views = {view for view in owner.users if view < write} | set(parts)
+    later = {user for view in views for user in view.users if user > write}
     return bool(later)
 
 
