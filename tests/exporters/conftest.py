@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ import timm
 import torch
 import transformers as hf
 from torch import nn
+
+import surgery
 
 warnings.filterwarnings("ignore", module="torch")
 
@@ -83,3 +86,18 @@ def build() -> Callable[[str], nn.Module]:
         return model
 
     return make
+
+
+POLICY = {"name": "qv", "select": [{"roles": ["query", "value"]}], "train": ["head"]}
+
+
+def adapt(model: nn.Module, seed: int, policy=POLICY, **options) -> nn.Module:
+    """A copy with adapters that learned something."""
+    model = copy.deepcopy(model)
+    surgery.apply(model, policy, seed=seed, **options)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()

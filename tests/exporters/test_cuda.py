@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -17,12 +16,12 @@ import transformers as hf
 from torch import nn
 
 import exporters
-import surgery
 from exporters.causal import decoder_step
 from exporters.inputs import collect
 from exporters.parity import relative_error
 from exporters.precision import TOLERANCES
 from exporters.runtime import CUDA, recommended_options
+from tests.exporters.conftest import adapt
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,7 +31,6 @@ pytestmark = [
     ),
 ]
 
-POLICY = {"name": "qv", "select": [{"roles": ["query", "value"]}], "train": ["head"]}
 OPERATORS = {
     "vit": "Attention",
     "bert": "Attention",
@@ -142,18 +140,6 @@ def test_a_decoder_generates_what_the_model_generates(cache, precision, tmp_path
     assert nodes[place, "GroupQueryAttention"] == 2
 
 
-def adapted(base: nn.Module, kind: str, seed: int, rank: int) -> nn.Module:
-    """A copy with adapters that learned something."""
-    model = copy.deepcopy(base)
-    surgery.apply(model, POLICY, adapter=kind, rank=rank, seed=seed)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
 def error(session: exporters.AdapterSession, adapter: str | None, model: nn.Module) -> float:
     inputs = collect(model).resized({"batch": 3}, seed=7)
     with torch.no_grad():
@@ -165,7 +151,7 @@ def error(session: exporters.AdapterSession, adapter: str | None, model: nn.Modu
 def test_adapters_are_exchanged_at_run_time(kind, build, tmp_path):
     base = build("vit")
     nn.init.zeros_(base.head.bias)  # as a fresh head has it
-    first, second = adapted(base, kind, 1, 2), adapted(base, kind, 2, 5)
+    first, second = (adapt(base, seed, adapter=kind, rank=rank) for seed, rank in ((1, 2), (2, 5)))
     path = tmp_path / "model.onnx"
     report = exporters.to_onnx(first, path, target="cuda", adapters="runtime")
     assert verified_here(report)
@@ -179,7 +165,7 @@ def test_adapters_are_exchanged_at_run_time(kind, build, tmp_path):
 
 def test_io_binding_ignores_adapters_there_too(build, tmp_path):
     """Why ``AdapterSession`` offers none; once this fails, it may."""
-    model = adapted(build("vit"), "lora", 1, 2)
+    model = adapt(build("vit"), 1, adapter="lora", rank=2)
     path = tmp_path / "model.onnx"
     exporters.to_onnx(model, path, target="cuda", adapters="runtime")
     session = exporters.open_session(path)

@@ -20,20 +20,7 @@ from exporters.errors import ExportError
 from exporters.hooks import expose
 from exporters.inputs import collect
 from exporters.learned import Learned
-
-POLICY = {"name": "qv", "select": [{"roles": ["query", "value"]}], "train": ["head"]}
-
-
-def adapt(model: nn.Module, seed: int, policy=POLICY, **options) -> nn.Module:
-    """A copy with adapters that learned something."""
-    model = copy.deepcopy(model)
-    surgery.apply(model, policy, seed=seed, **options)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
+from tests.exporters.conftest import POLICY, adapt
 
 
 def check(session: exporters.AdapterSession, adapter: str | None, model: nn.Module) -> np.ndarray:
