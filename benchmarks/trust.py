@@ -36,9 +36,10 @@ SECTIONS = {
     "tensor_faults": 10.0,
     "file_faults": 5.0,
     "life_cycle": 12.0,
+    "commands": 5.0,
 }
 """How many times the share of the tests; with 34 the cycles in bfloat16 are more than a thousand."""
-COLUMNS = ("cases", "faults", "kills", "files", "cycles", "weights folded", "exports")
+COLUMNS = ("cases", "faults", "kills", "interrupts", "files", "cycles", "weights folded", "exports")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from surgery.errors import SurgeryError
 
 @contextmanager
 def folder_for(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside ``target``; at the end its files are moved into ``target``, each at once.
+    """A folder that becomes ``target`` at the end; if that is there, files are moved into it one by one.
 
     Raises:
         SurgeryError: If ``target`` holds files and may not be overwritten, or cannot be written.
@@ -29,10 +29,15 @@ def folder_for(target: Path, overwrite: bool) -> Iterator[Path]:
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
         with _writing(target), disk_errors():
-            yield aside
-            target.mkdir(exist_ok=True)
-            for file in sorted(aside.iterdir()):
+            made = aside / target.name
+            made.mkdir()
+            yield made
+            for file in made.iterdir():
                 _sync(file)
+            if not target.exists():
+                os.replace(made, target)
+                return
+            for file in sorted(made.iterdir()):
                 os.replace(file, target / file.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
