@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import peft
-from torch import nn
+from torch import Tensor, nn
 
+import policies
 import surgery
 from benchmarks.study.controls import KeepingState
 
 RANK = 8
 ADAPTER_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+LARGE_RATES = ADAPTER_RATES[2:]
 _QUERY_VALUE = ["attention.query", "attention.value"]
 _ALL = [*_QUERY_VALUE, "attention.key", "attention.output", "mlp.up", "mlp.gate", "mlp.down"]
 
@@ -27,12 +29,14 @@ class Given:
         anatomy: Of a network like it.
         modules: Where PEFT finds query and value.
         seed: Of random starts.
+        batches: Makes a few pairs of inputs, as the network takes them, and labels.
     """
 
     network: nn.Module
     anatomy: surgery.Anatomy
     modules: tuple[str, ...]
     seed: int
+    batches: Callable[[], list[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,35 @@ class Method:
     control: bool = False
 
 
-def _ours(kind: str, *, everywhere: bool = False, **options: Any) -> Callable[[Given], nn.Module]:
-    policy = {
+def _policy(kind: str, everywhere: bool = False, **options: Any) -> dict[str, Any]:
+    return {
         "select": [{"roles": _ALL if everywhere else _QUERY_VALUE}],
         "adapter": {"kind": kind, "rank": RANK, **options},
         "train": ["head"],
     }
+
+
+def _ours(kind: str, *, everywhere: bool = False, **options: Any) -> Callable[[Given], nn.Module]:
+    policy = _policy(kind, everywhere, **options)
     return lambda it: surgery.apply(it.network, policy, seed=it.seed, anatomy=it.anatomy)
+
+
+def _one_budget(measured: bool, *, everywhere: bool) -> Callable[[Given], nn.Module]:
+    """LoRA with as many weights as query and value get at the usual rank: alike everywhere, or by measurement."""
+    wide = _policy("lora", everywhere)
+
+    def prepare(it: Given) -> nn.Module:
+        usual = surgery.plan(it.network, _policy("lora"), anatomy=it.anatomy)
+        budget = usual.adapter_parameters
+        if not measured:
+            chosen = policies.get(wide, budget=budget)
+        else:
+            chosen = surgery.allocate(
+                it.network, it.batches(), wide, budget=budget, anatomy=it.anatomy
+            )
+        return surgery.apply(it.network, chosen, seed=it.seed, anatomy=it.anatomy)
+
+    return prepare
 
 
 def _peft(start: Literal["pissa"] | bool) -> Callable[[Given], nn.Module]:
@@ -102,6 +128,9 @@ METHODS: dict[str, Method] = {
     "peft-lora": Method("LoRA (PEFT)", _peft(True)),
     "peft-pissa": Method("PiSSA (PEFT)", _peft("pissa")),
     "lora-all": Method("LoRA, all linear", _ours("lora", everywhere=True)),
+    "lora-thin": Method("LoRA, all linear, as many weights", _one_budget(False, everywhere=True), LARGE_RATES),
+    "lora-auto": Method("LoRA, ranks measured", _one_budget(True, everywhere=False), LARGE_RATES),
+    "lora-auto-all": Method("LoRA, all linear, ranks measured", _one_budget(True, everywhere=True), LARGE_RATES),
     "symlora-all": Method("SymLoRA, all linear", _ours("symlora", everywhere=True, rectangular="truncate")),
     "polar-all": Method("polar SymLoRA, all linear", _ours("polar", everywhere=True)),
     "srlora-all": _recomposing("SRLoRA, all linear", "srlora", everywhere=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from benchmarks.study.controls import register_kinds
 from benchmarks.study.methods import METHODS, Given
 from benchmarks.study.parts import Examples, Parts
 from benchmarks.study.replay import replayed
-from benchmarks.study.tasks import TASKS
+from benchmarks.study.tasks import TASKS, Task
 from examples.training import LARGEST_GRADIENT, Recipe, batches
 
 LOSSES_OF = 5
 """Steps whose mean loss is kept as one number."""
+MEASURED_ON = 8
+"""Batches on which ranks are measured."""
 _AT_ONCE = 500
 
 
@@ -70,7 +72,13 @@ def perform(run: Run, folder: Path, device: str, replay: bool = True) -> dict[st
     model = copy.deepcopy(bench.model)
     _fresh_head(model.head)
     head = sum(p.numel() for p in model.head.parameters())
-    given = Given(model.network, bench.anatomy, task.modules, run.seed)
+    given = Given(
+        model.network,
+        bench.anatomy,
+        task.modules,
+        run.seed,
+        partial(_some_batches, bench, task, run.seed),
+    )
     model.network = method.prepare(given)
     recipe = Recipe(run.rate, steps=run.steps, batch=task.batch)
     losses = _train(model, bench.parts.train, recipe, run, replay)
@@ -83,6 +91,14 @@ def perform(run: Run, folder: Path, device: str, replay: bool = True) -> dict[st
         "losses": [round(loss, 4) for loss in losses.view(-1, LOSSES_OF).mean(1).tolist()],
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+@torch.no_grad()
+def _some_batches(bench: Bench, task: Task, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """The first batches of a run, as its network takes them."""
+    order = batches(len(bench.parts.train), task.batch, torch.Generator().manual_seed(seed))
+    parts = [bench.parts.train[next(order)] for _ in range(MEASURED_ON)]
+    return [(bench.model.prepare(part.inputs), part.labels) for part in parts]
 
 
 @torch.no_grad()

