@@ -69,23 +69,23 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def lively(name: str) -> nn.Module:
+    """A model of the zoo in eval mode, always with the same weights."""
+    torch.manual_seed(0)
+    model = ZOO[name]().eval()
+    # Fresh weights hide mistakes: attention is all but uniform, gains and biases are ones and zeros.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            elif parameter.ndim == 2:
+                parameter.mul_(4)
+    return model
+
+
 @pytest.fixture
 def build() -> Callable[[str], nn.Module]:
-    """Build a model of the zoo in eval mode, always with the same weights."""
-
-    def make(name: str) -> nn.Module:
-        torch.manual_seed(0)
-        model = ZOO[name]().eval()
-        # Fresh weights hide mistakes: attention is all but uniform, gains and biases are ones and zeros.
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-                elif parameter.ndim == 2:
-                    parameter.mul_(4)
-        return model
-
-    return make
+    return lively
 
 
 POLICY = {"name": "qv", "select": [{"roles": ["query", "value"]}], "train": ["head"]}

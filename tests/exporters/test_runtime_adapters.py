@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from exporters.errors import ExportError
 from exporters.hooks import expose
 from exporters.inputs import collect
 from exporters.learned import Learned
-from tests.exporters.conftest import POLICY, adapt
+from tests.exporters.conftest import POLICY, adapt, lively
 
 
 def check(session: exporters.AdapterSession, adapter: str | None, model: nn.Module) -> np.ndarray:
@@ -33,14 +34,22 @@ def check(session: exporters.AdapterSession, adapter: str | None, model: nn.Modu
     return found
 
 
-@pytest.fixture
-def served(build, tmp_path) -> tuple[nn.Module, nn.Module, Path]:
-    """The base, an adapted copy, and the files of it."""
-    base = build("vit")
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[nn.Module, nn.Module, Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    base = lively("vit")
     nn.init.zeros_(base.head.bias)  # as a fresh head has it
     adapted = adapt(base, seed=1, adapter="srlora", rank=2)
-    exporters.to_onnx(adapted, tmp_path / "model.onnx", target="portable", adapters="runtime")
-    return base, adapted, tmp_path
+    exporters.to_onnx(adapted, folder / "model.onnx", target="portable", adapters="runtime")
+    return base, adapted, folder
+
+
+@pytest.fixture
+def served(exported, tmp_path) -> tuple[nn.Module, nn.Module, Path]:
+    """The base, an adapted copy, and the files of it, each a test's own."""
+    *models, folder = exported
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return *copy.deepcopy(models), tmp_path
 
 
 def test_base_and_adapters_of_other_kinds_and_ranks_from_one_file(build, tmp_path):

@@ -19,9 +19,10 @@ from exporters.errors import ExportError
 from exporters.fuse import Site
 from exporters.inputs import collect
 
-FUSED = {"beit": 2, "swin": 3, "bert": 2, "gpt2": 2}
+FUSED = {"vit": 2, "swin": 3, "bert": 2}
 FUSED_TOO = {
-    "vit": 2,
+    "beit": 2,
+    "gpt2": 2,
     "hf-vit": 2,
     "deit3": 2,
     "dinov2": 2,

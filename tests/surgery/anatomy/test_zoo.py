@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -47,6 +48,19 @@ TYPES = """
     gptj llama llava mistral mixtral modernbert mpnet opt phi3 qwen2 qwen3_moe siglip t5 vit
     whisper xlm-roberta
 """.split()  # noqa: SIM905
+LONG = {
+    "bridgetower",
+    "coat_lite_tiny",
+    "deepseek_v3",
+    "detr",
+    "efficientformerv2_s0",
+    "efficientvit_b0",
+}
+
+
+def sample(names: Iterable[str]) -> list[Any]:
+    """Those that take long are slow tests."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in names]
 
 
 def check(model: torch.nn.Module, inputs: Any = None) -> None:
@@ -58,7 +72,7 @@ def check(model: torch.nn.Module, inputs: Any = None) -> None:
     assert outcome.proved, outcome.to_dict()
 
 
-@pytest.mark.parametrize("name", sorted(TIMM))
+@pytest.mark.parametrize("name", sample(sorted(TIMM)))
 def test_timm(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, **TIMM[name])
@@ -68,7 +82,7 @@ def test_timm(name: str) -> None:
     check(model, torch.rand(2, 3, size, size) if size else None)
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", sample(TYPES))
 def test_transformers(kind: str) -> None:
     torch.manual_seed(0)
     specimen = next(Transformers().specimens(kind))
