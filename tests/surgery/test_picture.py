@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from torch import nn
 
 import surgery
 from surgery import Anatomy, Plan
 from surgery.picture import picture, save_picture
+from tests.surgery.browser import needs_browser, pixels
 
 
 class Page(HTMLParser):
@@ -97,21 +94,13 @@ def test_names_are_text() -> None:
     assert "outside the blocks" in text
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+@needs_browser
 def test_a_browser_draws_what_is_adapted_in_its_colour(
     vit: tuple[nn.Module, Anatomy], plan: Plan, tmp_path: Path
 ) -> None:
-    shots = []
-    for name, drawn in (("plain", None), ("adapted", plan)):
-        page = save_picture(tmp_path / f"{name}.html", vit[1], drawn)
-        shot = tmp_path / f"{name}.png"
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,700"]
-        where = [f"--screenshot={shot}", f"--user-data-dir={tmp_path / 'profile'}"]
-        subprocess.run([BROWSER, *options, *where, page.as_uri()], check=True, timeout=120)
-        pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
-        shots.append(int((pixels == (0xCF, 0x45, 0x20)).all(1).sum()))
-    assert shots[0] == 0 and shots[1] > 1000
+    drawn = []
+    for name, shown in (("plain", None), ("adapted", plan)):
+        page = save_picture(tmp_path / f"{name}.html", vit[1], shown)
+        drawn.append(int((pixels(page, tmp_path) == (0xCF, 0x45, 0x20)).all(1).sum()))
+    assert drawn[0] == 0 and drawn[1] > 1000

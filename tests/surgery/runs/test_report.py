@@ -14,8 +14,11 @@ import pytest
 from surgery.errors import RunError
 from surgery.runs import charts, report
 from surgery.runs.folder import RunFolder
+from tests.surgery.browser import needs_browser, pixels
 
 from .conftest import Trained
+
+ACCENT, SECOND = (0xD1, 0x57, 0x3A), (0x4D, 0x7F, 0xB0)
 
 
 class Page(HTMLParser):
@@ -83,6 +86,20 @@ def test_eigenvalues_of_symlora_are_drawn(folder: RunFolder) -> None:
     folder.write(folder.layers, watched)
     page = Page(report.render(folder))
     assert page.sections == ["curves", "updates", "eigenvalues", "setup"]
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_browser_draws_the_curves_and_the_timeline(folder: RunFolder, tmp_path: Path) -> None:
+    drawn = []
+    for name, text in (("bare", "<html></html>"), ("report", report.render(folder))):
+        page = tmp_path / f"{name}.html"
+        page.write_text(text, encoding="utf-8")
+        shown = pixels(page, tmp_path, height=3000)
+        drawn.append([int((shown == colour).all(1).sum()) for colour in (ACCENT, SECOND)])
+    assert drawn[0] == [0, 0]
+    bars, lines = drawn[1]
+    assert bars > 2000 and lines > 50
 
 
 def test_names_cannot_break_the_page(folder: RunFolder) -> None:
