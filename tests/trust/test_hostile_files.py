@@ -17,7 +17,7 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -169,6 +169,8 @@ def test_tensors_that_lie(file: bytes, tmp_path: Path, tally: Tally) -> None:
             header["../" + data.draw(st.text(max_size=5))] = header.pop(name)
         elif change == "swap":
             header[name], header[other] = header[other], header[name]
+            here, there = (body[slice(*header[n]["data_offsets"])] for n in (name, other))
+            assume(here != there)  # two scores that are zero may change places
         else:
             del header[name]
         if header != _header(file)[0]:

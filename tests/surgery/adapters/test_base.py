@@ -169,3 +169,18 @@ def test_compiles_as_one_graph(variant, trained):
     x = torch.randn(3, 10)
     compiled = torch.compile(adapter, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), adapter(x))
+
+
+def test_everything_lies_on_the_device_asked_for(variant):
+    kind, options = variant
+    adapter = get(kind)(12, 12, rank=3, device="meta", **options)
+    tensors = {**dict(adapter.named_parameters()), **dict(adapter.named_buffers())}
+    assert {name for name, tensor in tensors.items() if not tensor.is_meta} == set()
+
+
+def test_factors_have_the_type_asked_for_and_counters_are_whole_numbers(variant):
+    kind, options = variant
+    adapter = get(kind)(12, 12, rank=3, dtype=torch.float64, **options)
+    assert {p.dtype for p in adapter.parameters()} == {torch.float64}
+    counters = [b for name, b in adapter.named_buffers() if name.endswith(("cursor", "count"))]
+    assert all(counter.dtype is torch.long for counter in counters)

@@ -77,3 +77,10 @@ def test_many_are_taken_in_together_as_one_by_one(monkeypatch: pytest.MonkeyPatc
             one.uncertainty.lerp_((sensitivity - one.mean).abs(), 1 - one.beta2)
     for one, other in zip(together, alone, strict=True):
         assert one.score().any() and torch.equal(one.score(), other.score())
+
+
+def test_many_are_taken_in_in_pieces_that_are_full_but_never_beyond_their_size(monkeypatch):
+    monkeypatch.setattr(home, "_AT_ONCE", 10)
+    group = [(object(), torch.zeros(size), torch.zeros(())) for size in (4, 6, 1, 12, 3, 7, 1, 9)]
+    pieces = [[weight.numel() for _, weight, _ in piece] for piece in home._bounded(group)]
+    assert pieces == [[4, 6], [1], [12], [3, 7], [1, 9]]

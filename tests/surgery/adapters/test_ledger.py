@@ -34,3 +34,10 @@ def test_forgets_everything():
     assert not (c @ d).any()
     ledger.enter(*pairs(6, 1))
     assert ledger.entries == 6
+
+
+def test_keeps_the_type_asked_for():
+    ledger = Ledger(4, 5, 6, dtype=torch.float64)
+    assert (ledger.B.dtype, ledger.A.dtype, ledger.count.dtype) == (
+        torch.float64, torch.float64, torch.long,
+    )  # fmt: skip

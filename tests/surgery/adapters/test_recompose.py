@@ -137,10 +137,34 @@ def test_four_times_the_rank_is_visited_unless_there_are_fewer_directions(recomp
     assert kind(64, 64, rank=1, gamma=0.1).swap == 1
 
 
+RANKS = "recomposition needs rank <= target_rank <= min(in, out), here 4 <= ... <= 10"
+REMEDIES = {
+    "target_rank": "choose a target_rank between 4 and 10, or leave it out",
+    "gamma": "choose gamma in (0, 1], usually 0.5",
+    "beta1": "choose beta1 and beta2 in [0, 1), usually 0.85",
+    "beta2": "choose beta1 and beta2 in [0, 1), usually 0.85",
+}
+
+
 @pytest.mark.parametrize(
-    "wrong",
-    [{"target_rank": 3}, {"target_rank": 11}, {"gamma": 0.0}, {"gamma": 1.5}, {"beta1": 1.0}],
-)
-def test_options_that_do_not_fit_are_refused(recomposed, wrong):
-    with pytest.raises(PlanError, match=r"does not fit|no share|do not fit"):
-        get(recomposed)(10, 12, rank=4, **wrong)
+    ("option", "wrong"),
+    [
+        ("target_rank", 3), ("target_rank", 11), ("gamma", 0.0), ("gamma", 1.5),
+        ("beta1", 1.0), ("beta2", 1.0), ("beta1", -0.1), ("beta2", -0.1),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_refused(recomposed, option, wrong):
+    with pytest.raises(PlanError, match=r"does not fit|no share|do not fit") as caught:
+        get(recomposed)(10, 12, rank=4, **{option: wrong})
+    assert caught.value.remedy == REMEDIES[option]
+    assert caught.value.why == (RANKS if option == "target_rank" else caught.value.why)
+
+
+def test_the_ledger_has_room_for_every_switch_and_no_more(recomposed):
+    adapter = get(recomposed)(20, 20, rank=4, target_rank=10)
+    assert adapter.ledger.A.shape[0] == 4 + 2 * (10 - 4)
+
+
+@pytest.mark.parametrize("decays", [{"beta1": 0.0}, {"beta2": 0.0}, {"beta1": 0.0, "beta2": 0.0}])
+def test_a_decay_of_zero_forgets_at_once_and_is_allowed(recomposed, decays):
+    get(recomposed)(10, 12, rank=4, **decays)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,3 +127,59 @@ def test_what_is_not_finite_is_refused(shape, value):
     weight[3, 2] = value
     with pytest.raises(StateError, match="not finite"):
         leading(weight, 4)
+
+
+def test_the_basis_grows_by_one_block_at_a_time(monkeypatch):
+    widths, beyond = [], krylov._beyond
+
+    def watched(basis, block):
+        widths.append(block.shape[1])
+        return beyond(basis, block)
+
+    monkeypatch.setattr(krylov, "_beyond", watched)
+    weight = spectrum(400, 400, torch.logspace(0, -3, 400)).float()
+    assert krylov.leading(weight, 8) is not None
+    assert len(widths) >= 4 and set(widths) == {krylov.BLOCK}
+
+
+def test_a_basis_that_would_cost_as_much_as_everything_is_given_up(monkeypatch):
+    """Orthonormal columns: no direction leads, so nothing settles."""
+    sizes = []
+
+    def watched(weight, basis, image, count):
+        sizes.append(basis.shape[1])
+        return
+
+    monkeypatch.setattr(krylov, "_within", watched)
+    assert krylov.leading(spectrum(300, 200, torch.ones(200)).float(), 8) is None
+    assert sizes and max(sizes) <= 0.7 * 200
+    steps = [b / a for a, b in pairwise(sizes)]
+    assert sizes[0] >= 8 + krylov.FIRST and all(step >= krylov._GROWTH - 0.02 for step in steps)
+
+
+def settled(columns, values):
+    residual = torch.tensor(columns, dtype=torch.float64).T
+    return krylov._is_settled(residual, torch.tensor(values, dtype=torch.float64))
+
+
+def test_what_is_settled_is_judged_at_gaps_alone_and_by_what_leads_them(monkeypatch):
+    monkeypatch.setattr(krylov, "GAP", 0.25)
+    monkeypatch.setattr(krylov, "ANGLE", 0.5)
+    still, off, far = [0.0, 0.0], [0.15, 0.2], [9.0, 9.0]
+    # a gap of just a quarter, and an error, 0.25, of just a quarter of that gap
+    assert settled([off], [4.0, 3.0])
+    assert not settled([[0.2, 0.2]], [4.0, 3.0])
+    # where there is no gap, no direction is better than its neighbour
+    assert settled([far], [4.0, 3.5]) and settled([far], [400.0, 399.0])
+    # what comes behind a gap is another's, what leads it adds up
+    assert settled([still, far], [8.0, 4.0, 3.9])
+    assert settled([still, [0.3, 0.4]], [8.0, 7.9, 5.5])
+    assert not settled([[0.3, 0.4], [0.3, 0.4]], [8.0, 7.9, 5.5])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_weight_of_lower_rank_has_no_direction_for_every_pair(scale):
+    weight = scale * spectrum(200, 180, torch.linspace(3, 1, 5)).float()
+    basis = torch.linalg.qr(torch.cat([weight, torch.randn(200, 60)], 1)[:, :90])[0]
+    assert krylov._within(weight, basis, weight.T @ basis, 8) is None
+    assert krylov._within(weight, basis, weight.T @ basis, 4) is not None

@@ -31,8 +31,12 @@ def test_eigenvalues_are_those_of_the_update(started):
 
 @pytest.mark.parametrize(("i", "o"), [(6, 9), (9, 6)])
 def test_rectangles_are_refused_or_truncated(trained, i, o):
-    with pytest.raises(PlanError, match=rf"square projection, this one is {i} -> {o}"):
+    with pytest.raises(PlanError, match=rf"square projection, this one is {i} -> {o}") as caught:
         SymLoRA(i, o, rank=2)
+    assert caught.value.why == "Q diag(L) Q^T is symmetric"
+    assert caught.value.remedy == (
+        "set rectangular: truncate in the policy (an extension of ours), or use lora or polar there"
+    )
     cut = trained("symlora", i, o, rank=2, rectangular="truncate")
     whole = SymLoRA(9, 9, rank=2)
     whole.load_state_dict(cut.state_dict())
@@ -41,8 +45,9 @@ def test_rectangles_are_refused_or_truncated(trained, i, o):
 
 
 def test_unknown_treatment_of_rectangles_is_refused():
-    with pytest.raises(PlanError, match="unknown treatment 'pad'"):
+    with pytest.raises(PlanError, match="unknown treatment 'pad'") as caught:
         SymLoRA(6, 9, rank=2, rectangular="pad")
+    assert caught.value.remedy == "set rectangular: error or truncate"
 
 
 def test_half_of_the_weights_of_lora():
@@ -66,3 +71,17 @@ def test_penalty_is_zero_for_orthonormal_columns_and_pulls_back_to_them(trained,
     with torch.no_grad():
         adapter.Q -= 0.01 * adapter.Q.grad
     assert adapter.orthogonality_penalty() < penalty
+
+
+@pytest.mark.parametrize(("out", "in_"), [(7, 7), (5, 8), (8, 5)])
+def test_a_gradient_gains_the_eigenvalues_of_its_symmetric_part(out, in_):
+    gradient = torch.randn(out, in_)
+    square = torch.zeros(8, 8) if out != in_ else torch.zeros(7, 7)
+    square[:out, :in_] = gradient
+    exact = torch.linalg.eigvalsh(0.5 * (square + square.T)).abs().sort(descending=True).values
+    torch.testing.assert_close(SymLoRA.first_order_gains(gradient, 4), exact[:4])
+
+
+def test_an_antisymmetric_gradient_gains_nothing():
+    gradient = torch.randn(6, 6)
+    assert SymLoRA.first_order_gains(gradient - gradient.T, 3).max() < 1e-6

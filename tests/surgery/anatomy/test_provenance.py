@@ -188,3 +188,83 @@ def test_runs_hold_each_channel_once_in_order(channels: list[int]) -> None:
     assert all(step == 1 for *_, step in runs)
     assert all(one[1] < two[0] for one, two in itertools.pairwise(runs))
     assert count(runs) == len(set(channels))
+
+
+def test_the_random_state_is_nobody_elses() -> None:
+    cut, rows = CASES["thirds"]
+    model, x = Split(cut), torch.randn(2, 5, 6)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert found(model, x) == expected(*rows)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda y: (y.view(2, 5, 3, 4), y.mul(3)),
+        lambda m, y: (m.norm(y) * y, m.norm(y).view(2, 5, 4, 3)),
+        lambda y: tuple((y.exp() * y).view(2, 5, 12) + n for n in (1.0, 2.0)),
+    ],
+    ids=["moved twice", "normed twice", "one product, twice"],
+)
+def test_two_operands_may_come_the_same_way(cut: Cut) -> None:
+    assert found(Split(cut), torch.randn(2, 5, 6)) == expected(ALL, ALL)
+
+
+def test_a_single_operand_may_be_less_than_all_of_it() -> None:
+    assert found(Split(lambda y: (y[..., 4:8],)), torch.randn(2, 5, 6)) == expected(ALL[4:8])
+
+
+def test_values_are_all_positive() -> None:
+    """Negative ones would be cut off by a relu, and their channels with them."""
+    assert found(Split(lambda y: (F.relu(y), y)), torch.randn(2, 5, 6)) == expected(ALL, ALL)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_made_on_a_device_is_made_here(device: str) -> None:
+    def cut(y: Tensor) -> tuple[Tensor, ...]:
+        order = torch.arange(3, device=y.device).add(4)
+        return y.index_select(-1, order), torch.zeros_like(y, device=y.device) + y
+
+    x = torch.zeros(2, 5, 6, device=device)
+    assert found(Split(cut).to(device), x) == expected(ALL[4:7], ALL)
+
+
+@pytest.mark.parametrize(
+    "narrow",
+    [lambda y: y.to(torch.int32).to(y.dtype), lambda y: y.to(torch.float16), lambda y: y.int().float()],
+    ids=["to", "half", "int"],
+)  # fmt: skip
+def test_types_that_cut_the_gradient_are_passed_over(narrow: Callable[[Tensor], Tensor]) -> None:
+    assert found(Split(lambda y: (narrow(y)[..., :3], y)), torch.randn(2, 5, 6)) == expected(
+        ALL[:3], ALL
+    )
+
+
+class Copied(nn.Module):
+    """Written into a buffer of another shape first, as caches are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(6, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.proj(x)
+        held = torch.zeros(3, *y.shape[:-1], 4)
+        held.copy_(y[..., 2:6])
+        return held[0], y
+
+
+def test_what_is_copied_is_reached() -> None:
+    assert found(Copied(), torch.randn(2, 5, 6)) == expected(ALL[2:6], ALL)
+
+
+def test_options_of_an_operation_count() -> None:
+    """A mean that does not keep its dimension would leave the last one to be cut."""
+
+    def cut(y: Tensor) -> tuple[Tensor, ...]:
+        means = torch.ops.aten.mean.dim(y.unflatten(-1, (3, 4)), [-1], keepdim=True)
+        return means[..., :1, :], y
+
+    assert found(Split(cut), torch.randn(2, 5, 6)) == expected(ALL[:4], ALL)
