@@ -1,6 +1,6 @@
 """The promises under many cases: runs ``tests/trust`` at a larger size and counts what was tried.
 
-    python -m benchmarks.trust [--scale 2]
+    python -m benchmarks.trust [--scale 2] [--only commands numbers]
 
 The tests themselves hold a bounded, reproducible share; here hypothesis draws new cases each time.
 Whatever fails is printed with what hypothesis needs to reproduce it.
@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import keep
+from benchmarks.record import keep, load
 from benchmarks.switching import switched
 
 ROOT = Path(__file__).parents[1]
@@ -63,10 +63,14 @@ class Section:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="more, or fewer, of everything")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, help="the others stay as they are kept"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="sections at a time")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        sections = list(pool.map(lambda name: run(name, options.scale), SECTIONS))
+        found = pool.map(lambda name: run(name, options.scale), options.only or SECTIONS)
+        sections = _beside_kept(list(found)) if options.only else list(found)
     curve = switched(200)
     Console(width=140).print(table(sections))
     print(
@@ -98,6 +102,13 @@ def run(name: str, scale: float) -> Section:
         print(done.stdout[-20_000:], done.stderr[-2_000:], sep="\n")
         failed = max(failed, 1)
     return Section(name, dict(tried), passed, failed, seconds)
+
+
+def _beside_kept(fresh: list[Section]) -> list[Section]:
+    """The sections just run, and those of an earlier run, in the order in which all are run."""
+    known = {kept["name"]: Section(**kept) for kept in load("trust")["sections"]}
+    known |= {section.name: section for section in fresh}
+    return [known[name] for name in SECTIONS if name in known]
 
 
 def table(sections: list[Section]) -> Table:
