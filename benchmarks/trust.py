@@ -35,6 +35,7 @@ SECTIONS = {
     "numbers": 34.0,
     "tensor_faults": 10.0,
     "file_faults": 5.0,
+    "folder_faults": 1.0,
     "life_cycle": 12.0,
     "commands": 5.0,
 }

@@ -63,6 +63,9 @@ TAKING_TIME = sorted(
 pytestmark = pytest.mark.slow
 
 
+KILLED = -9
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended: exit code, what it said on stderr, how long it took."""
@@ -86,9 +89,12 @@ def command(folder: Path, name: str, prepare: Prepare | None = None, more: str =
     child = _CONTEXT.Process(target=_work, args=(writer, folder, words, prepare))
     child.start()
     writer.close()
-    ended = Ended(*reader.recv())
-    child.join()
-    return ended
+    try:
+        return Ended(*reader.recv())
+    except EOFError:
+        return Ended(KILLED, "", 0.0)
+    finally:
+        child.join()
 
 
 def _work(
@@ -116,6 +122,17 @@ class Interrupt:
 
     def __call__(self) -> None:
         signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """kill -9, so many seconds later."""
+
+    seconds: float
+
+    def __call__(self) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         signal.setitimer(signal.ITIMER_REAL, self.seconds)
 
 
@@ -197,6 +214,19 @@ def test_ctrl_c_at_any_moment(name: str, place: Place, tally: Tally) -> None:
         if name == "train":
             assert_goes_on(folder, whole)
         tally["interrupts"] += 1
+
+
+def test_training_that_is_killed_goes_on(place: Place, tally: Tally) -> None:
+    """At any moment: the checkpoint that is there is whole, and the end is that of a run never killed."""
+    whole = place("whole", "train")
+    seconds = command(whole, "train").seconds
+    moments = random.Random(None if MANY else 0)
+    for turn in range(times(3)):
+        folder = place(str(turn), "train")
+        ended = command(folder, "train", Kill(moments.uniform(0.3, 0.95) * seconds))
+        assert ended.code in (0, KILLED)
+        assert_goes_on(folder, whole)
+        tally["kills"] += 1
 
 
 def assert_goes_on(folder: Path, whole: Path) -> None:
