@@ -44,8 +44,13 @@ def leading(weight: Tensor, count: int) -> Triplets:
         found = decompose(weight, count)
         if entry:
             entry.write(found)
-    u, s, vh = found
-    return u.to(weight), s.to(weight), vh.to(weight)
+    u, s, vh = (_laid_out(tensor.to(weight)) for tensor in found)
+    return u, s, vh
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    """A copy of its own, row by row: products of the same numbers that lie otherwise in memory round otherwise."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def is_few(weight: Tensor, count: int) -> bool:

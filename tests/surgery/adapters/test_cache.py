@@ -9,7 +9,7 @@ import time
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from surgery.adapters import cache, get, svd
@@ -52,6 +52,7 @@ def files(folder):
     in_=st.integers(2, 200),
     seed=st.integers(0, 9),
 )
+@example(kind="sym-srlora", out=8, in_=9, seed=0)  # what was computed lay otherwise than what was read
 def test_adapters_start_with_the_same_bits(tmp_path_factory, kind, out, in_, seed):
     rank = min(4, out, in_)
 
