@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +82,12 @@ class Recomposed(SingularStart):
         self.take(first)
         self._forget_scores()
 
+    @final
     def observe(self) -> None:
-        """Take the present gradients into the importance scores; without gradients nothing happens."""
+        """Take the present gradients into the importance scores; without gradients nothing happens.
+
+        A recomposer takes in those of all adapters at once, by :meth:`observed`: override that.
+        """
         observe(self.observed())
 
     def observed(self) -> Iterator[Observed]:
