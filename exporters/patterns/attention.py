@@ -31,7 +31,8 @@ class AttentionMatch:
         x: The one input of query, key and value, (batch, length, in).
         gathered: The node to replace.
         weight: (in, query + key + value), as the operator wants it.
-        bias: (query + key + value,), or None.
+        bias: (query + key + value,), zeros if there is none: without it the CPU's operator crashes up to
+            ONNX Runtime 1.31.
         heads: Number of heads.
         sizes: Output features of query, key and value.
         scale: Factor of the scores.
@@ -42,7 +43,7 @@ class AttentionMatch:
     x: fx.Node
     gathered: Gathered
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor
     heads: int
     sizes: tuple[int, int, int]
     scale: float
@@ -55,9 +56,7 @@ class AttentionMatch:
         """Put the operator in place: activation, weight, bias, padding mask, past, additive bias."""
         target = self.gathered.node
         weight = rewriter.constant(f"{module}.attention.weight", self.weight)
-        bias = (
-            None if self.bias is None else rewriter.constant(f"{module}.attention.bias", self.bias)
-        )
+        bias = rewriter.constant(f"{module}.attention.bias", self.bias)
         padding = rewriter.padding(self.mask.padding)
         attributes = {
             "num_heads": self.heads,
@@ -141,7 +140,7 @@ class AttentionPattern:
             x,
             gathered,
             packed.weight.T.contiguous(),
-            packed.bias,
+            packed.weight.new_zeros(len(packed.weight)) if packed.bias is None else packed.bias,
             heads[0].heads,
             (query, key, value),
             scores.scale,

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import timm
 import torch
 
 import exporters
@@ -95,6 +96,17 @@ def test_what_cannot_be_fused_is_exported_all_the_same_and_the_reason_is_told(bu
     assert mixed.operator is None
     assert "scores pass through linear" in mixed.reason
     assert single == Site(single.module, "MultiHeadAttention", None)
+    check_parity(model, tmp_path / "model.onnx")
+
+
+def test_an_attention_without_bias_gets_zeros(tmp_path):
+    """Up to ONNX Runtime 1.31 the CPU's operator reads one, and the process dies where there is none."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, qkv_bias=False).eval()
+    exporters.to_onnx(model, tmp_path / "model.onnx")
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    (bias,) = (node.input[2] for node in nodes if node.op_type == "Attention")
+    held = {t.name: t for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert not onnx.numpy_helper.to_array(held[bias]).any()
     check_parity(model, tmp_path / "model.onnx")
 
 
