@@ -36,7 +36,7 @@ SECTIONS = {
     "tensor_faults": 10.0,
     "file_faults": 5.0,
     "folder_faults": 1.0,
-    "life_cycle": 12.0,
+    "life_cycle": 26.0,
     "commands": 5.0,
 }
 """How many times the share of the tests; with 34 the cycles in bfloat16 are more than a thousand."""

@@ -133,6 +133,7 @@ def test_three_verbs_on_one_file_of_images(run: Run, images: Path, tmp_path: Pat
         assert f'<section id="{section}">' in page
 
 
+@pytest.mark.slow
 def test_three_verbs_on_one_file_of_texts(run: Run, texts: Path, tmp_path: Path) -> None:
     metrics = run("train", "t.yaml", "--json")
     assert metrics["validation"]["accuracy"] > 0.8
