@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,12 +60,11 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         identifier(name): dict.fromkeys(inputs.axes.get(name, ()), Dim.AUTO)
         for name in inputs.tensors
     }
-    shapes = (
-        _as_arguments(model, {**dims, **dict.fromkeys(inputs.constants)}) if inputs.sizes else None
-    )
     # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
-    with torch.no_grad(), _FourDimensions():
-        program = capture_graph(model, (), inputs.kwargs, dynamic_shapes=shapes)
+    with torch.no_grad(), _FourDimensions(), _bound(model, inputs.constants) as bound:
+        given = {name: value for name, value in inputs.kwargs.items() if name not in bound}
+        shapes = _as_arguments(model, {name: dims.get(name) for name in given})
+        program = capture_graph(model, (), given, dynamic_shapes=shapes if inputs.sizes else None)
     symbols, fixed = _symbols(program, inputs)
     if BATCH in fixed:
         raise ExportError(
@@ -86,6 +87,23 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         _limits(program, symbols),
         tuple(notes),
     )
+
+
+@contextmanager
+def _bound(model: nn.Module, constants: Mapping[str, Any]) -> Iterator[set[str]]:
+    """Give the model those constants that only its ``**kwargs`` takes: torch 2.11 has no dynamic shapes for these."""
+    known = inspect.signature(model.forward).parameters
+    rest = {name: value for name, value in constants.items() if name not in known}
+    before = vars(model).get("forward")
+    try:
+        if rest:
+            model.forward = partial(model.forward, **rest)
+        yield set(rest)
+    finally:
+        if rest:
+            del model.forward
+        if rest and before is not None:
+            model.forward = before
 
 
 def _as_arguments(model: nn.Module, shapes: dict[str, Any]) -> dict[str, Any]:

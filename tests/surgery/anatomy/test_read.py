@@ -154,7 +154,7 @@ def test_bert_pooler_is_no_head_and_classifier_is() -> None:
 
 
 def test_soft_capped_scores_and_logits_are_seen_through() -> None:
-    config = transformers.Gemma2Config(**GQA, head_dim=8)
+    config = transformers.Gemma2Config(**GQA, head_dim=8, attn_implementation="eager")
     anatomy = surgery.read(transformers.Gemma2ForCausalLM(config))
     assert [site.kind for site in anatomy.sites] == ["softmax", "softmax"]
     assert [p.weight_name for p in anatomy.others if p.role is Role.HEAD] == ["lm_head.weight"]
