@@ -19,6 +19,7 @@ import onnx
 from onnx import helper
 
 from exporters.errors import ExportError
+from exporters.external import elsewhere
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -125,6 +126,8 @@ def open_session(
         for key, value in entries.items():
             session_options.add_session_config_entry(key, value)
     try:
+        if outside := elsewhere(path):
+            raise ValueError(f"its weights are said to be in {outside!r}, outside its folder")
         session = ort.InferenceSession(
             os.fspath(path),
             session_options,

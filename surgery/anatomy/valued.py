@@ -17,7 +17,7 @@ import torch
 import torch._export.utils
 import torch._functorch.config
 from torch import Tensor, fx, nn
-from torch._subclasses import fake_utils
+from torch._subclasses import fake_utils, meta_utils
 from torch.export import ExportedProgram
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.symbolic_shapes import (
@@ -29,6 +29,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 _check: Any = fake_utils._check_fake_real_tensors
+_copy: Any = meta_utils._safe_copy
 _tell_unbacked: Any = proxy_tensor._set_unbacked_bindings
 
 
@@ -47,9 +48,15 @@ def real_values() -> Iterator[None]:
         mock.patch.object(proxy_tensor, "_set_unbacked_bindings", _told_where_possible),
         # The place of an expert's weights in their stack follows from values, too.
         mock.patch.object(fake_utils, "_check_fake_real_tensors", _checked_where_possible),
+        # torch 2.11 copies no values of parameters, and would go on with whatever is in memory.
+        mock.patch.object(meta_utils, "_safe_copy", _copied),
         _Asked(),
     ):
         yield
+
+
+def _copied(to: Tensor, tensor: Tensor | None) -> None:
+    _copy(to, tensor.data if isinstance(tensor, nn.Parameter) else tensor)
 
 
 class _Asked(TorchFunctionMode):

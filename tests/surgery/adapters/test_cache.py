@@ -52,7 +52,9 @@ def files(folder):
     in_=st.integers(2, 200),
     seed=st.integers(0, 9),
 )
-@example(kind="sym-srlora", out=8, in_=9, seed=0)  # what was computed lay otherwise than what was read
+@example(
+    kind="sym-srlora", out=8, in_=9, seed=0
+)  # what was computed lay otherwise than what was read
 def test_adapters_start_with_the_same_bits(tmp_path_factory, kind, out, in_, seed):
     rank = min(4, out, in_)
 

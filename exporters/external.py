@@ -1,0 +1,42 @@
+"""Where the weights of an ONNX file lie, if not in the file: beside it, never elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath, PureWindowsPath
+
+import onnx
+
+
+def elsewhere(path: str | os.PathLike[str]) -> str | None:
+    """A place outside the file's folder that its weights are said to be in; None if there is none.
+
+    ONNX Runtime looks for itself only in its newer versions, 1.22 would read any file.
+
+    Raises:
+        google.protobuf.message.DecodeError, OSError: If it is no ONNX file, or cannot be read.
+    """
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    places = {
+        entry.value
+        for tensor in _tensors(model.graph)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return next((place for place in sorted(places) if _leaves(place)), None)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Initializers and constants, those of inner graphs too."""
+    yield from graph.initializer
+    for attribute in (a for node in graph.node for a in node.attribute):
+        yield attribute.t
+        yield from attribute.tensors
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
+
+
+def _leaves(place: str) -> bool:
+    kinds = (PurePosixPath(place), PureWindowsPath(place))
+    return any(path.is_absolute() or path.drive or ".." in path.parts for path in kinds)
