@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.adapters import krylov
+from surgery.adapters import krylov, svd
 from surgery.adapters.svd import is_few, leading
 from surgery.errors import StateError
 
@@ -183,3 +183,21 @@ def test_a_weight_of_lower_rank_has_no_direction_for_every_pair(scale):
     basis = torch.linalg.qr(torch.cat([weight, torch.randn(200, 60)], 1)[:, :90])[0]
     assert krylov._within(weight, basis, weight.T @ basis, 8) is None
     assert krylov._within(weight, basis, weight.T @ basis, 4) is not None
+
+
+def test_directions_are_few_up_to_a_sixth_with_the_columns_beyond_them(monkeypatch):
+    few = torch.empty(6 * (8 + krylov.FIRST), 900)
+    assert is_few(few, 8) and not is_few(few[1:], 8) and not is_few(few, 9)
+    monkeypatch.setattr(
+        krylov, "leading", lambda *_: pytest.fail("a full decomposition is cheaper")
+    )
+    svd.decompose(torch.randn(40, 30), 8)
+
+
+def test_what_is_not_finite_is_refused_with_what_to_do():
+    with pytest.raises(StateError) as caught:
+        leading(torch.full((4, 4), float("inf")), 2)
+    assert caught.value.what == "the weight is not finite, so it has no singular directions"
+    assert caught.value.remedy == (
+        "load the pretrained weights again, or choose an adapter that starts at zero"
+    )

@@ -85,3 +85,9 @@ def test_a_gradient_gains_the_eigenvalues_of_its_symmetric_part(out, in_):
 def test_an_antisymmetric_gradient_gains_nothing():
     gradient = torch.randn(6, 6)
     assert SymLoRA.first_order_gains(gradient - gradient.T, 3).max() < 1e-6
+
+
+def test_the_penalty_is_where_and_what_the_factors_are():
+    assert SymLoRA(6, 6, rank=2, device="meta").orthogonality_penalty().is_meta
+    adapter = SymLoRA(6, 6, rank=2, dtype=torch.bfloat16)
+    assert adapter.orthogonality_penalty().dtype is torch.bfloat16

@@ -204,7 +204,7 @@ def test_the_random_state_is_nobody_elses() -> None:
     [
         lambda y: (y.view(2, 5, 3, 4), y.mul(3)),
         lambda m, y: (m.norm(y) * y, m.norm(y).view(2, 5, 4, 3)),
-        lambda y: tuple((y.exp() * y).view(2, 5, 12) + n for n in (1.0, 2.0)),
+        lambda y: (lambda product: (product + 1, product.view(2, 5, 12)))(y.exp() * y),
     ],
     ids=["moved twice", "normed twice", "one product, twice"],
 )
@@ -218,7 +218,7 @@ def test_a_single_operand_may_be_less_than_all_of_it() -> None:
 
 def test_values_are_all_positive() -> None:
     """Negative ones would be cut off by a relu, and their channels with them."""
-    assert found(Split(lambda y: (F.relu(y), y)), torch.randn(2, 5, 6)) == expected(ALL, ALL)
+    assert found(Split(lambda y: (F.relu(y), y)), torch.randn(1, 1, 6)) == expected(ALL, ALL)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -261,10 +261,5 @@ def test_what_is_copied_is_reached() -> None:
 
 
 def test_options_of_an_operation_count() -> None:
-    """A mean that does not keep its dimension would leave the last one to be cut."""
-
-    def cut(y: Tensor) -> tuple[Tensor, ...]:
-        means = torch.ops.aten.mean.dim(y.unflatten(-1, (3, 4)), [-1], keepdim=True)
-        return means[..., :1, :], y
-
-    assert found(Split(cut), torch.randn(2, 5, 6)) == expected(ALL[:4], ALL)
+    cut: Cut = lambda y: (torch.add(y[..., :6], y[..., 6:], alpha=0), y)  # noqa: E731
+    assert found(Split(cut), torch.randn(2, 5, 6)) == expected(ALL[:6], ALL)
