@@ -34,7 +34,7 @@ test-matrix:  ## the engine's tests with the oldest and the newest libraries tha
 	set -e; for set in oldest newest; do \
 	  $(PYTHON) -m venv .venv-$$set; \
 	  limits=; test $$set = newest || limits="--constraint constraints-oldest.txt"; \
-	  .venv-$$set/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager $$limits --editable '.[cpu,test]'; \
+	  .venv-$$set/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager $$limits --editable '.[cpu,train,test]'; \
 	  .venv-$$set/bin/python -m pytest -n 2 tests/surgery tests/exporters tests/trust $(ARGS); \
 	done
 

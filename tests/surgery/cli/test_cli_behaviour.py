@@ -147,7 +147,7 @@ def test_what_libraries_print_stays_off_stdout(run: Run, tmp_path: Path) -> None
 @pytest.mark.parametrize("charset", ["ascii", "cp1252"])
 def test_a_pipe_without_arrows_gets_question_marks(run: Run, charset: str) -> None:
     """What a Windows pipe and LC_ALL=C are to Python."""
-    words = ["inspect", TIMM, *SETTINGS, "--meta"]
+    words = ["inspect", TIMM, *SETTINGS]
     result = CliRunner(charset=charset).invoke(app, words)
     assert result.exit_code == 0, result.stderr
     assert "32 ? 32" in result.stdout and "attention.query" in result.stdout

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
+from packaging.version import Version
 
 import surgery
 from policies.roles import Role
@@ -35,6 +37,13 @@ def test_plan_takes_a_budget(run: Run) -> None:
     assert made["adapter_parameters"] <= 10_000 and made["notes"][0].startswith("budget 10k")
 
 
+needs_meta = pytest.mark.skipif(
+    Version(timm.__version__) <= Version("1.0.20"),
+    reason="timm cannot build ViTs without memory yet",
+)
+
+
+@needs_meta
 def test_inspect_on_the_meta_device_reads_the_same(run: Run) -> None:
     real = run("inspect", TIMM, *SETTINGS, "--json")
     assert run("inspect", TIMM, *SETTINGS, "--meta", "--json") == real
@@ -84,6 +93,7 @@ def test_plan_lays_the_policy_with_its_overrides(run: Run) -> None:
     assert {o["projection"]["layer"] for o in made["operations"]} == {1}
 
 
+@needs_meta
 def test_plan_needs_no_weights(run: Run) -> None:
     words = ("plan", TIMM, *SETTINGS, "-p", "vit-attn-qv", "--json")
     assert run(*words, "--meta") == run(*words)
