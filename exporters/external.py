@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 
 import onnx
 
 
-def elsewhere(path: str | os.PathLike[str]) -> str | None:
-    """A place outside the file's folder that its weights are said to be in; None if there is none.
+def elsewhere(model: onnx.ModelProto) -> str | None:
+    """A place outside the model's folder that its weights are said to be in; None if there is none.
 
     ONNX Runtime looks for itself only in its newer versions, 1.22 would read any file.
-
-    Raises:
-        google.protobuf.message.DecodeError, OSError: If it is no ONNX file, or cannot be read.
     """
-    model = onnx.load(os.fspath(path), load_external_data=False)
     places = {
         entry.value
         for tensor in _tensors(model.graph)

@@ -110,7 +110,8 @@ def open_session(
     require_runtime()
     import onnxruntime as ort
 
-    options = options or recommended_options(path)
+    described = None if options else _described(path)
+    options = options or _recommended(described)
     _require_provider(options.providers[0], ort.get_available_providers())
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
@@ -126,8 +127,9 @@ def open_session(
         for key, value in entries.items():
             session_options.add_session_config_entry(key, value)
     try:
-        if outside := elsewhere(path):
+        if outside := elsewhere(described or _described(path)):
             raise ValueError(f"its weights are said to be in {outside!r}, outside its folder")
+        del described  # up to 2 GB that ONNX Runtime is about to read itself
         session = ort.InferenceSession(
             os.fspath(path),
             session_options,
@@ -155,7 +157,11 @@ def available(options: SessionOptions) -> SessionOptions:
 
 def recommended_options(path: str | os.PathLike[str]) -> SessionOptions:
     """The session options written in a file's metadata; the defaults if there are none."""
-    found = _metadata(path, OPTIONS_KEY)
+    return _recommended(_described(path))
+
+
+def _recommended(model: onnx.ModelProto) -> SessionOptions:
+    found = _metadata(model, OPTIONS_KEY)
     if found is None:
         return SessionOptions()
     stored: dict[str, Any] = json.loads(found)
@@ -166,12 +172,16 @@ def recommended_options(path: str | os.PathLike[str]) -> SessionOptions:
 
 def base_of(path: str | os.PathLike[str]) -> int | None:
     """What identifies the base weights of a file that takes adapters; None for any other."""
-    found = _metadata(path, BASE_KEY)
+    found = _metadata(_described(path), BASE_KEY)
     return None if found is None else int(found)
 
 
-def _metadata(path: str | os.PathLike[str], key: str) -> str | None:
-    model = onnx.load(os.fspath(path), load_external_data=False)
+def _described(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """The file without the weights that lie beside it."""
+    return onnx.load(os.fspath(path), load_external_data=False)
+
+
+def _metadata(model: onnx.ModelProto, key: str) -> str | None:
     return next((p.value for p in model.metadata_props if p.key == key), None)
 
 

@@ -44,13 +44,10 @@ def leading(weight: Tensor, count: int) -> Triplets:
         found = decompose(weight, count)
         if entry:
             entry.write(found)
-    u, s, vh = (_laid_out(tensor.to(weight)) for tensor in found)
+    # Copies, row by row: products of the same numbers that lie otherwise in memory round otherwise.
+    row_by_row = torch.contiguous_format
+    u, s, vh = (tensor.to(weight, copy=True, memory_format=row_by_row) for tensor in found)
     return u, s, vh
-
-
-def _laid_out(tensor: Tensor) -> Tensor:
-    """A copy of its own, row by row: products of the same numbers that lie otherwise in memory round otherwise."""
-    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def is_few(weight: Tensor, count: int) -> bool:

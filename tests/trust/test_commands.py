@@ -56,14 +56,11 @@ SILENT: dict[str, tuple[str, ...]] = {
     "doctor": ("doctor",),
 }
 COMMANDS = {**WRITING, **SILENT, "train-done": ("train", "done.yaml")}
-TAKING_TIME = sorted(
-    {*WRITING, *SILENT} - {"policies"}
-)  # which is over before a finger is on the keys
+# A new policy is written before a finger is on the keys.
+TAKING_TIME = sorted({*WRITING, *SILENT} - {"policies"})
+KILLED = -9
 
 pytestmark = pytest.mark.slow
-
-
-KILLED = -9
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,8 @@ class Ended:
 
 
 Prepare = Callable[[], None]
-_CONTEXT = get_context(
-    "forkserver"
-)  # a fresh process that has the libraries, and no threads of ours
+# A fresh process that has the libraries, and no threads of ours.
+_CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__, "surgery.runs.train", "surgery.cli.machine"])
 
 
@@ -163,12 +159,17 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _linked(material: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for source in material.iterdir():
+        (folder / source.name).symlink_to(source)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was trained to its end."""
-    folder = tmp_path_factory.mktemp("finished")
-    for source in material.iterdir():
-        (folder / source.name).symlink_to(source)
+    folder = _linked(material, tmp_path_factory.mktemp("finished") / "run")
     assert command(folder, "train-done").code == 0
     (folder / "runs/done/report.html").unlink()
     return folder / "runs"
@@ -187,10 +188,7 @@ def place(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
 
     def make(label: str, name: str) -> Path:
-        folder = tmp_path / label
-        folder.mkdir()
-        for source in material.iterdir():
-            (folder / source.name).symlink_to(source)
+        folder = _linked(material, tmp_path / label)
         if "done" in " ".join(COMMANDS[name]):
             shutil.copytree(request.getfixturevalue("finished"), folder / "runs")
         return folder
