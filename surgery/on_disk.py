@@ -19,7 +19,7 @@ from torch import Tensor
 from surgery.adapter_file import AdapterFile, read_file
 from surgery.adapters.base import Adapter
 from surgery.errors import CheckpointError
-from surgery.operations.fold import check_finite
+from surgery.operations.fold import fold_weight
 from surgery.operations.graft import Graft
 from surgery.operations.identity import fingerprint_of
 from surgery.operations.make import make_adapter
@@ -117,10 +117,7 @@ def _folded(file: AdapterFile, operations: list[tuple[Operation, str]], weight: 
         adapter.read_base(rows.float())
         _fill(file, adapter, operation)
         graft.place(operation.slot, adapter, operation.projection.rows)
-    folded = graft.folded(weight)
-    check_finite(p.weight_name, weight, folded)
-    for target, value in folded.patches:
-        target.copy_(value)
+    fold_weight(p.weight_name, graft, weight, lambda _: None)
     return weight
 
 

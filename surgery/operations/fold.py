@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from surgery.errors import StateError
 from surgery.operations import render
 from surgery.operations.adapted import Adapted
 from surgery.operations.averaging import keep_up
-from surgery.operations.graft import Folded, Patch
+from surgery.operations.graft import Costs, Graft
 from surgery.operations.plan import Operation, Plan
-from surgery.operations.rollback import replaced_or_nothing
+from surgery.operations.rollback import folded_or_nothing
+from surgery.operations.rows import as_matrix
 from surgery.operations.state import adapted_model, release
 from surgery.operations.sums import Squares
 
@@ -90,8 +91,8 @@ def fold(model: nn.Module, *, check_inputs: Any = None) -> FoldReport:
 
     Each weight becomes round(original + corrections + deltas), summed in float64 and rounded once
     to its dtype. Classes and state-dict keys are the original ones, ``requires_grad`` is what it
-    was before ``apply``; what else was trained stays as trained. Every weight is computed and
-    checked before the first is written, and whatever fails is taken back, the check included.
+    was before ``apply``; what else was trained stays as trained. A copy of every row is kept until all is
+    written and checked, and whatever fails is taken back, the check included.
 
     Args:
         model: An adapted model.
@@ -107,30 +108,37 @@ def fold(model: nn.Module, *, check_inputs: Any = None) -> FoldReport:
     inputs = None if check_inputs is None else example_inputs(model, check_inputs)
     before = _outputs(model, inputs)
     costs: list[FoldedProjection] = []
-    patches: list[Patch] = []
-    for module, operations in _by_weight(model, record.plan):
-        p = operations[0].projection
-        live = module.base(p.parameter)
-        folded = dict(module.grafts())[p.parameter].folded(live)
-        check_finite(p.weight_name, live, folded)
-        patches += folded.patches
-        costs += [_cost(operation, *folded.costs[operation.slot]) for operation in operations]
-    with replaced_or_nothing(model, record, patches):
+    with folded_or_nothing(model, record) as journal:
+        for module, operations in _by_weight(model, record.plan):
+            p = operations[0].projection
+            graft = dict(module.grafts())[p.parameter]
+            found = fold_weight(p.weight_name, graft, module.base(p.parameter), journal.keep)
+            costs += [_cost(operation, *found[operation.slot]) for operation in operations]
         release(model, record)
         drift = None if inputs is None else _difference(_outputs(model, inputs), before)
     return FoldReport(tuple(costs), drift, _notes(costs))
 
 
-def check_finite(name: str, live: Tensor, folded: Folded) -> None:
-    """Refuse a folded weight that is not finite; its other rows count too.
+def fold_weight(
+    name: str, graft: Graft, live: Tensor, before_writing: Callable[[Tensor], object]
+) -> Costs:
+    """Write one folded weight, and refuse one that is not finite; its other rows count too.
+
+    Args:
+        name: Of the weight, for errors.
+        graft: Its adapters.
+        live: The weight; it is written to whether or not it is refused.
+        before_writing: Called with every view of ``live`` that is about to be written to.
 
     Raises:
         StateError: It says whether the sum is to blame, or the range of the dtype.
     """
-    squares = [square for square, _ in folded.costs.values()]
-    summed = all(math.isfinite(s.exact) for s in squares) and _is_finite(live)
+    others_are = all(map(_is_finite, graft.others(as_matrix(live.detach(), graft.layout))))
+    costs = graft.fold_into(live, before_writing)
+    squares = [square for square, _ in costs.values()]
+    summed = others_are and all(math.isfinite(s.exact) for s in squares)
     if summed and all(math.isfinite(s.error) for s in squares):
-        return
+        return costs
     if summed:
         why = f"the sum is beyond the range of {live.dtype}"
         remedy = "fold in a wider dtype: model.float()"

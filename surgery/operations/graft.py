@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,23 +21,10 @@ from surgery.operations.rows import (
     rest_of,
     take,
 )
-from surgery.operations.sums import Squares, product_square, rounded_sum
+from surgery.operations.sums import Squares, add_rounded, product_square
 
-Patch = tuple[Tensor, Tensor]
-"""A view of a weight, and the values that it is to have."""
-
-
-@dataclass(frozen=True)
-class Folded:
-    """What folding writes into one weight, and what it costs.
-
-    Attributes:
-        patches: Views of the live weight with their new values.
-        costs: For each slot the squared norms of its rows, and that of its update.
-    """
-
-    patches: list[Patch]
-    costs: dict[str, tuple[Squares, float]]
+Costs = dict[str, tuple[Squares, float]]
+"""For each slot the squared norms of its folded rows, and that of its update."""
 
 
 class Graft(nn.ModuleDict):
@@ -149,35 +135,39 @@ class Graft(nn.ModuleDict):
         wide = torch.promote_types(dtype, torch.float32)
         return self._plus_corrections(self.original.to(device=device, dtype=wide))
 
-    def folded(self, live: Tensor) -> Folded:
-        """What folding writes: round(original + corrections + deltas), summed in float64.
+    def fold_into(self, live: Tensor, before_writing: Callable[[Tensor], object]) -> Costs:
+        """Write round(original + corrections + deltas), summed in float64, into ``live``.
 
         Args:
             live: The weight in the model; it is the original where no adapter corrects it.
+            before_writing: Called with every view of ``live`` that is about to be written to.
         """
-        base = live.detach() if self.original is None else self.original.to(live.device)
+        live = live.detach()
+        base = live if self.original is None else self.original.to(live.device)
         # Apple's accelerator has no float64.
         base = as_matrix(base.cpu() if base.device.type == "mps" else base, self.layout)
-        target = as_matrix(live.detach(), self.layout)
-        folded = Folded([], {})
+        target = as_matrix(live, self.layout)
+        costs: Costs = {}
         for slot, adapter in self.adapters():
             left, right = _update(adapter, base)
             squares = Squares()
             where = self._blocks[slot]
             parts = torch.split(left, [block.size for block in where])
             for block, part in zip(where, parts, strict=True):
-                value, own = rounded_sum(_runs_of(base, block), part, right)
-                folded.patches.append((_runs_of(target, block), value))
-                squares += own
-            folded.costs[slot] = squares, product_square(left, right)
-        if self.original is not None:
-            folded.patches.extend(self._untouched(base, target))
-        return folded
+                into = _runs_of(target, block)
+                before_writing(into)
+                squares += _add_rounded(into, _runs_of(base, block), part, right)
+            costs[slot] = squares, product_square(left, right)
+        if self.original is not None:  # correcting may have turned -0.0 into 0.0 in the other rows
+            for into, value in zip(self.others(target), self.others(base), strict=True):
+                before_writing(into)
+                into.copy_(value)
+        return costs
 
-    def _untouched(self, base: Tensor, target: Tensor) -> list[Patch]:
-        """Rows without an adapter as they were: correcting may have turned -0.0 into 0.0 there."""
+    def others(self, matrix: Tensor) -> list[Tensor]:
+        """Views of the rows of an (out, in) matrix that have no adapter."""
         rest = rest_of(tuple(run for rows in self._rows.values() for run in rows), self.total)
-        return [(target[a:b], base[a:b].clone()) for a, b, _ in rest]
+        return [matrix[start:stop] for start, stop, _ in rest]
 
     def _plus_corrections(self, weight: Tensor) -> Tensor:
         parts: list[tuple[str, Tensor]] = []
@@ -192,6 +182,16 @@ class Graft(nn.ModuleDict):
 
     def _spread(self, parts: list[tuple[str, Tensor]], dim: int) -> Tensor:
         return assemble([(self._blocks[slot], part) for slot, part in parts], self.total, dim)
+
+
+def _add_rounded(into: Tensor, base: Tensor, left: Tensor, right: Tensor) -> Squares:
+    """Where ``base`` is, which may be another device than that of ``into``."""
+    if into.device == base.device:
+        return add_rounded(into, base, left, right)
+    value = torch.empty_like(base)
+    squares = add_rounded(value, base, left, right)
+    into.copy_(value)
+    return squares
 
 
 def _runs_of(matrix: Tensor, block: Block) -> Tensor:

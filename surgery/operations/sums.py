@@ -38,30 +38,30 @@ class Squares:
         return self
 
 
-def rounded_sum(base: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Squares]:
-    """round(base + left @ right), rounded once to the dtype of ``base``.
+def add_rounded(target: Tensor, base: Tensor, left: Tensor, right: Tensor) -> Squares:
+    """Write round(base + left @ right) into ``target``, rounded once to its dtype.
 
     Args:
-        base: (count, length, in), any strides: count runs of rows.
+        target: (count, length, in), any strides: count runs of rows.
+        base: The same shape, dtype and device; it may be ``target`` itself.
         left: (count * length, k), float64.
         right: (k, in), float64.
 
     Returns:
-        The values, in the shape of ``base``, and squared norms; these are not finite where the values are
-        not.
+        Squared norms; they are not finite where the values are not.
     """
-    value, squares, scratch = torch.empty_like(base), Squares(), None
+    squares, scratch = Squares(), None
     left = left.view(*base.shape[:2], -1)
     for periods, rows in _pieces(base):
         part, own = base[periods, rows], left[periods, rows].flatten(0, 1)
-        if scratch is None or scratch.shape != part.shape:
-            scratch = torch.empty(part.shape, dtype=torch.float64, device=base.device)
-        exact = scratch.copy_(part).view(-1, base.shape[2])
-        exact.addmm_(own, right)
+        if scratch is None or scratch[0].shape != part.shape:
+            scratch = part.new_empty((2, *part.shape), dtype=torch.float64)
+        exact, near = scratch
+        _widen(exact, part).view(-1, base.shape[2]).addmm_(own, right)
         total = _square(exact)
-        near = round_into(value[periods, rows], scratch)
-        squares += Squares(total, _square(exact.sub_(near.reshape(exact.shape))))
-    return value, squares
+        _widen(near, round_into(target[periods, rows], exact))
+        squares += Squares(total, _square(exact.sub_(near)))
+    return squares
 
 
 def product_square(left: Tensor, right: Tensor) -> float:
@@ -79,6 +79,11 @@ def _pieces(base: Tensor) -> Iterator[tuple[slice, slice]]:
     for first in range(0, count, periods):
         for row in range(0, length, rows):
             yield slice(first, first + periods), slice(row, row + rows)
+
+
+def _widen(into: Tensor, values: Tensor) -> Tensor:
+    """A CPU takes float16 to float64 one by one, but to float32 many at a time."""
+    return into.copy_(values.float() if values.dtype is torch.float16 else values)
 
 
 def _square(matrix: Tensor) -> float:
