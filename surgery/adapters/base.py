@@ -66,7 +66,8 @@ class Adapter(nn.Module, ABC):
         """Set the factors.
 
         Args:
-            weight: The rows of this projection of the original weight, (out, in), float32.
+            weight: The rows of this projection of the original weight, (out, in), float32. Not to be
+                written to: it may be the model's own memory.
             generator: Source of randomness, on the CPU; None uses the global one.
         """
 

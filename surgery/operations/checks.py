@@ -53,14 +53,19 @@ def weight_of(model: nn.Module, projection: Projection) -> nn.Parameter:
     return weight
 
 
-def check_projection(model: nn.Module, projection: Projection, rank: int) -> None:
+def check_projection(model: nn.Module, projection: Projection, rank: int) -> nn.Parameter:
     """Refuse a projection that no adapter of this rank can sit on.
+
+    Returns:
+        Its base weight.
 
     Raises:
         PlanError: Ties, dead ends, shapes, dtypes or the rank forbid it; it says which.
     """
     owner = owner_of(model, projection)
-    _check_weight(weight_of(model, projection), projection)
+    weight = owner._parameters[projection.parameter]
+    assert weight is not None
+    _check_weight(weight, projection)
     limit = min(projection.in_features, projection.out_features)
     _check_rows(projection)
     if projection.tied_to:
@@ -94,6 +99,7 @@ def check_projection(model: nn.Module, projection: Projection, rank: int) -> Non
             f"adapters are kept by the weight's name, and {projection.parameter!r} is taken",
             "rename the parameter, or leave it out of the policy",
         )
+    return weight
 
 
 def check_operations(model: nn.Module, operations: Iterable[Operation]) -> None:
@@ -109,8 +115,8 @@ def check_operations(model: nn.Module, operations: Iterable[Operation]) -> None:
     by_weight: dict[str, dict[str, Operation]] = defaultdict(dict)
     for operation in operations:
         p = operation.projection
-        check_projection(model, p, operation.adapter.rank)
-        if len(owners[id(weight_of(model, p))]) > 1:
+        weight = check_projection(model, p, operation.adapter.rank)
+        if len(owners[id(weight)]) > 1:
             _refuse(p, "its tensor has another owner too", "untie the weights, or leave it out")
         slots = by_weight[p.weight_name]
         same = all(other.access is operation.access for other in slots.values())

@@ -140,6 +140,8 @@ def _vocabulary_notes(anatomy: Anatomy) -> list[str]:
 
 
 def _tie_notes(model: nn.Module, trained: set[str]) -> list[str]:
+    if not trained:
+        return []
     names: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)

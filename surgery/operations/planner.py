@@ -93,14 +93,14 @@ def _read(model: nn.Module, policy: Policy, inputs: Any, notes: list[str]) -> An
 def _operations(model: nn.Module, chosen: Chosen, anatomy: Anatomy) -> tuple[Operation, ...]:
     chosen_on: dict[int, list[Projection]] = defaultdict(list)
     for projection, spec in chosen.items():
-        check_projection(model, projection, spec.rank)
-        chosen_on[id(weight_of(model, projection))].append(projection)
+        weight = check_projection(model, projection, spec.rank)
+        chosen_on[id(weight)].append(projection)
     for group in chosen_on.values():
         check_disjoint(group)
     read_as: dict[str, list[Projection]] = defaultdict(list)
     for projection in anatomy.projections:
         read_as[projection.weight_name].append(projection)
-    access = {p.weight_name: access_of(model, read_as[p.weight_name]) for p in chosen}
+    access = {name: access_of(model, read_as[name]) for name in {p.weight_name for p in chosen}}
     taken: set[str] = set()
     numbers: dict[tuple[int, int, int], int] = {}  # by shape and adapter: most layers are alike
     operations = []

@@ -91,9 +91,9 @@ def as_weight(matrix: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
 
 
 def take(matrix: Tensor, rows: Rows) -> Tensor:
-    """The given rows of an ``(out, in)`` matrix, as a copy."""
+    """The given rows of an ``(out, in)`` matrix: a view where they are one run, or a copy."""
     if len(rows) == 1 and rows[0][2] == 1:
-        return matrix[rows[0][0] : rows[0][1]].clone()
+        return matrix[rows[0][0] : rows[0][1]]
     return matrix.index_select(0, torch.tensor(indices(rows), device=matrix.device))
 
 
