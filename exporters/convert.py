@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from exporters.capture import Captured
 from exporters.errors import ExportError
 from exporters.inputs import identifier
+from exporters.norms import divide_by_roots
 
 OPSET = 20
 """Opset 23 turns SDPA into ai.onnx::Attention, but breaks rotary embeddings at batch > 1."""
@@ -54,6 +55,7 @@ def to_ir(captured: Captured, program: ExportedProgram | None = None) -> ir.Mode
     names = {identifier(name): name for name in captured.inputs.tensors}
     for value in program_.model.graph.inputs:
         value.name = names.get(str(value.name), value.name)
+    divide_by_roots(program_.model)
     clean(program_.model)
     return program_.model
 

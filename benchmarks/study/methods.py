@@ -46,7 +46,8 @@ class Method:
     Attributes:
         title: As the table shows it.
         prepare: Makes the network trainable this way, and returns it.
-        rates: Learning rates that are tried on the validation examples.
+        rates: Learning rates that are tried first on the validation examples; larger or smaller ones follow
+            as long as the best is the largest or the smallest.
         recomposer: What it needs between backward and the optimizer's step.
         control: Whether it is here to explain another one.
     """

@@ -39,11 +39,14 @@ class Records:
         self._found = {_run_of(record): record for record in map(json.loads, lines)}
 
     def missing(self, method: str, seeds: int) -> Iterator[Run]:
-        """Runs without a record: every rate with seed 0, then every seed of a rate that is best by now."""
+        """Runs without a record: every rate with seed 0, more rates while the best lies at an end, then seeds."""
         wanted = [self._run(method, rate, 0) for rate in METHODS[method].rates]
         best = self.best_rate(method)
         if best is not None:
-            wanted += [self._run(method, best, seed) for seed in range(1, seeds)]
+            beyond = _beyond(sorted(self._validations(method)), best)
+            wanted += [self._run(method, rate, 0) for rate in beyond]
+            if not beyond:
+                wanted += [self._run(method, best, seed) for seed in range(1, seeds)]
         yield from (run for run in wanted if run not in self._found)
 
     def add(self, record: Record) -> None:
@@ -55,11 +58,23 @@ class Records:
 
     def best_rate(self, method: str) -> float | None:
         """The rate whose run with seed 0 reads the most validation examples; None before all were tried."""
-        tried = {
-            rate: self._found.get(self._run(method, rate, 0)) for rate in METHODS[method].rates
+        known = self._validations(method)
+        if not known.keys() >= set(METHODS[method].rates):
+            return None
+        return max(known, key=lambda rate: known[rate])
+
+    def is_at_an_end(self, method: str) -> bool:
+        """Whether the best rate is the smallest or the largest that was tried."""
+        known = self._validations(method)
+        return self.best_rate(method) in (min(known), max(known))
+
+    def _validations(self, method: str) -> dict[float, float]:
+        """What every rate that was tried reads on the validation examples, with seed 0."""
+        return {
+            run.rate: record["validation"]
+            for run, record in self._found.items()
+            if run == self._run(method, run.rate, 0)
         }
-        known = {rate: record["validation"] for rate, record in tried.items() if record}
-        return max(known, key=lambda rate: known[rate]) if len(known) == len(tried) else None
 
     def chosen(self, method: str) -> list[Record]:
         """The runs of all seeds with the best rate."""
@@ -138,6 +153,17 @@ class Study:
 
 def _start() -> None:
     torch.set_num_threads(1)
+
+
+def _beyond(rates: list[float], best: float) -> list[float]:
+    """The next rate if the best of some, in order, lies at an end: as far again as its neighbour is."""
+    if best == rates[-1]:
+        further = best * best / rates[-2]
+    elif best == rates[0]:
+        further = best * best / rates[1]
+    else:
+        return []
+    return [float(f"{further:.3g}")]
 
 
 def _run_of(record: Record) -> Run:

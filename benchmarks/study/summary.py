@@ -30,6 +30,8 @@ def show(tasks: Mapping[str, Records], console: Console) -> None:
         if not runs:
             continue
         rows = rows_of(runs)
+        for row in rows:
+            row["rate_at_edge"] = records.is_at_an_end(row["method"])
         found[task] = {"title": TASKS[task].title, "steps": records.steps, "rows": rows}
         console.print(_table(TASKS[task].title, rows))
         curves = {name: mean_curve(each) for name, each in runs.items()}
@@ -52,11 +54,9 @@ def rows_of(runs: Mapping[str, Sequence[Record]]) -> list[Row]:
 
 def _row(method: str, runs: Sequence[Record]) -> Row:
     accuracies = [run["test"] for run in runs]
-    rates = METHODS[method].rates
     return {
         "method": method,
         "rate": runs[0]["rate"],
-        "rate_at_edge": runs[0]["rate"] in (min(rates), max(rates)),
         "weights": runs[0]["trainable"] - runs[0]["head"],
         "test_mean": statistics.mean(accuracies),
         "test_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,

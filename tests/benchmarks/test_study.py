@@ -45,6 +45,22 @@ def test_seeds_are_wanted_once_every_rate_was_tried_and_the_best_is_chosen_on_va
     ]
 
 
+def test_the_grid_grows_until_the_best_rate_lies_inside(records: Records) -> None:
+    for rate in METHODS["lora"].rates:
+        records.add(record("lora", rate, 0, validation=rate))
+    assert [(run.rate, run.seed) for run in records.missing("lora", 3)] == [(0.016, 0)]
+    assert records.is_at_an_end("lora")
+    records.add(record("lora", 0.016, 0, validation=0.0))
+    assert records.best_rate("lora") == 0.008 and not records.is_at_an_end("lora")
+    assert [(run.rate, run.seed) for run in records.missing("lora", 2)] == [(0.008, 1)]
+
+
+def test_the_grid_grows_downward_too(records: Records) -> None:
+    for rate in METHODS["head"].rates:
+        records.add(record("head", rate, 0, validation=-rate))
+    assert [run.rate for run in records.missing("head", 1)] == [0.000333]
+
+
 def test_what_was_kept_is_read_again_and_runs_of_another_length_are_others(tmp_path: Path) -> None:
     Records("r8", 300, tmp_path).add(record("head", 1e-3, 0))
     assert (
