@@ -75,7 +75,7 @@ def trained(model: nn.Module) -> nn.Module:
     """As if: with B still zero there would be nothing to round."""
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter += 0.01 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
     return model
 
 

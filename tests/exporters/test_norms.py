@@ -24,7 +24,7 @@ class ByHand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         root = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
-        other = torch.rsqrt(x.square().sum(-1, keepdim=True) + 1.0)
+        other = torch.rsqrt(x.abs().sum(-1, keepdim=True) + 1.0)
         return self.weight * (x * root) + other * x + other
 
 
