@@ -55,9 +55,20 @@ def to_ir(captured: Captured, program: ExportedProgram | None = None) -> ir.Mode
     names = {identifier(name): name for name in captured.inputs.tensors}
     for value in program_.model.graph.inputs:
         value.name = names.get(str(value.name), value.name)
+    _adopt_constants(program_.model.graph)
     divide_by_roots(program_.model)
     clean(program_.model)
     return program_.model
+
+
+def _adopt_constants(graph: ir.Graph) -> None:
+    """Where onnxscript joins two pairs of Clips of one name, it forgets to put the second's bounds into the graph."""
+    for node in graph:
+        for value in node.inputs:
+            if value is None or value.const_value is None or value.producer() is not None:
+                continue
+            if not (value.is_initializer() or value.is_graph_input()):
+                graph.register_initializer(value)
 
 
 def clean(model: ir.Model) -> None:

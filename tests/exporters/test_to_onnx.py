@@ -248,3 +248,33 @@ def test_a_session_opens_with_the_options_that_the_file_recommends(build, tmp_pa
     run = {node.op_type for node in onnx.load(target, load_external_data=False).graph.node}
     assert "SkipLayerNormalization" not in run
     assert "Attention" in run
+
+
+class Clipped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("low", torch.tensor(-0.5))
+        self.register_buffer("high", torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bounds = self.low, self.high
+        return torch.clamp(self.linear(torch.clamp(x, *bounds)), *bounds)
+
+
+class ClippedTwice(nn.Module):
+    """onnxscript joins the Clips of what several layers read, and forgets bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([Clipped(), Clipped(), Clipped()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.clamp(x, self.parts[0].low, self.parts[0].high)
+        return sum(part(x) for part in self.parts)
+
+
+def test_bounds_that_clips_share_are_in_the_file(tmp_path):
+    exporters.to_onnx(
+        ClippedTwice().eval(), tmp_path / "model.onnx", example_inputs=torch.randn(4, 8)
+    )
