@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+from torch import Tensor, nn
 
 import exporters
 import surgery.operations.apply as operations
