@@ -1,4 +1,4 @@
-"""What adapters cost above the frozen model, and what surgery costs, against PEFT.
+"""What adapters cost above the frozen model in training, against PEFT.
 
     python -m benchmarks.speed [--depth 12] [--rounds 5] [--only GLOB] [--resume]
 
@@ -12,7 +12,6 @@ CPU time on one thread, which other work on the machine disturbs less than wall 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -31,9 +30,7 @@ from benchmarks.speed_cases import (
     cases_of,
     kept_bytes,
     over_floor,
-    policy,
     recomposition,
-    with_peft,
 )
 from benchmarks.speed_subjects import Subject, subjects
 
@@ -53,15 +50,12 @@ def main() -> None:
         "depth": given.depth,
         "rounds": given.rounds,
         "training": [],
-        "surgery": [],
     }
     if given.resume:
-        figures |= {key: load("speed")[key] for key in ("training", "surgery")}
+        figures["training"] = load("speed")["training"]
     done = {(row["model"], row["targets"], row["rank"]) for row in figures["training"]}
     for subject in (s for s in subjects(given.depth) if fnmatch(s.name, given.only)):
         anatomy = surgery.read(subject.make())
-        if not any(row["model"] == subject.name for row in figures["surgery"]):
-            figures["surgery"].append(operations(subject, anatomy, given.rounds))
         for targets in ROLES:
             for rank in (8, 64):
                 if (subject.name, targets, rank) not in done:
@@ -91,37 +85,6 @@ def training(
     return row | {"recomposition_s": round(switch, 4)}
 
 
-def operations(subject: Subject, anatomy: surgery.Anatomy, rounds: int) -> dict[str, Any]:
-    """Plan and apply, PiSSA's start, folding and undoing; q,v at rank 8."""
-    lora, pissa = policy("q,v", "lora", 8), policy("q,v", "pissa", 8)
-    plan = surgery.plan(subject.make(), lora, anatomy=anatomy)
-    modules = sorted({operation.projection.module for operation in plan.operations})
-    found: dict[str, list[float]] = {}
-
-    def note(name: str, call: Callable[[], object]) -> None:
-        found.setdefault(name, []).append(timed(call))
-
-    for _ in range(rounds):
-        model = subject.make()
-        note("plan + apply", partial(surgery.apply, model, lora, anatomy=anatomy))
-        note("undo", partial(surgery.undo, model))
-        note("plan + apply, pissa", partial(surgery.apply, model, pissa, anatomy=anatomy))
-        surgery.undo(model)
-        surgery.apply(model, lora, anatomy=anatomy)
-        note("fold", partial(surgery.fold, model))
-        other = subject.make()
-        note("get_peft_model", partial(with_peft, other, modules, 8))
-        fresh = subject.make()
-        note(
-            "get_peft_model, pissa",
-            partial(with_peft, fresh, modules, 8, init_lora_weights="pissa"),
-        )
-        wrapped = with_peft(subject.make(), modules, 8)
-        note("merge_and_unload", lambda m=wrapped: m.merge_and_unload())  # type: ignore[misc]
-    medians = {name: round(statistics.median(times), 4) for name, times in found.items()}
-    return {"model": subject.name, "seconds": medians}
-
-
 def timed(call: Callable[[], object]) -> float:
     """CPU seconds of one call."""
     started = time.process_time()
@@ -130,18 +93,13 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Two tables: overhead above the floor with what is kept, and the operations."""
+    """Overhead above the floor, and what is kept."""
     names = ("least", "peft", *OURS)
     table = Table("model", "targets", "r", "floor", *names, title="over the floor, MB kept")
     for row in figures["training"]:
         cells = (f"{c['overhead']:+.1%}, {c['kept_mb']}" for c in map(row["cases"].get, names))
         floor = f"{row['cases']['floor']['seconds']} s"
         table.add_row(row["model"], row["targets"], str(row["rank"]), floor, *cells)
-    Console().print(table)
-    first = figures["surgery"][0]["seconds"]
-    table = Table("model", *first, title="CPU seconds")
-    for row in figures["surgery"]:
-        table.add_row(row["model"], *map(str, row["seconds"].values()))
     Console().print(table)
 
 
