@@ -105,7 +105,8 @@ def test_sums_at_every_scale_are_rounded_once_or_refused(tally: Tally) -> None:
 def _fold_right(model: nn.Module, dtype: torch.dtype, tally: Tally) -> None:
     exact = list(exact_weights(model))
     info = torch.finfo(dtype)
-    limit = info.max * (1 + info.eps / 2 / (2 - info.eps))  # below it, the largest number is nearest
+    # Below this the largest number is the nearest.
+    limit = info.max * (1 + info.eps / 2 / (2 - info.eps))
     if max(float(abs(total).max()) for _, total, _ in exact) >= limit:
         before = photograph(model)
         with pytest.raises(surgery.StateError, match="beyond the range"):
