@@ -88,7 +88,6 @@ def run(name: str, scale: float) -> Section:
         tally = Path(folder) / "tally"
         many = str(max(1.001, SECTIONS[name] * scale))
         environment = os.environ | {"TRUST_TIMES": many, "TRUST_TALLY": str(tally)}
-        environment["OMP_NUM_THREADS"] = "1"  # a fork of several threads waits for those it lost
         command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "--tb=short"]
         command += ["-p", "no:logging", "--show-capture=no", f"tests/trust/test_{name}.py"]
         started = time.perf_counter()

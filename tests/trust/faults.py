@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Act = Callable[[], None]
@@ -118,6 +119,7 @@ def in_child(work: Callable[[], None]) -> int:
     """Run ``work`` in a forked process; the signal that killed it, or 0."""
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # a fork would wait for the threads that it lost
         with contextlib.suppress(BaseException):
             work()
             os._exit(0)
