@@ -21,7 +21,7 @@ from torch import nn
 import surgery
 from benchmarks.record import keep
 from benchmarks.speed import timed
-from benchmarks.speed_cases import policy, with_peft
+from benchmarks.speed_cases import modules_of, policy, with_peft
 from benchmarks.speed_subjects import Subject, subjects
 
 MODELS = ("BERT-base b8", "ViT-B b8")
@@ -53,7 +53,7 @@ def row(
     """Medians over rounds, and the median of the ratios of each round."""
     asked = policy("q,v", "lora", 8)
     plan = surgery.plan(subject.make(), asked, anatomy=anatomy)
-    modules = sorted({operation.projection.module for operation in plan.operations})
+    modules = modules_of(plan)
     ours, theirs = [], []
     for _ in range(rounds):
         model = trained(surgery.apply(subject.make().to(dtype), asked, anatomy=anatomy))

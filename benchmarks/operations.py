@@ -23,7 +23,7 @@ from rich.table import Table
 import surgery
 from benchmarks.record import keep
 from benchmarks.speed import timed
-from benchmarks.speed_cases import policy, with_peft
+from benchmarks.speed_cases import modules_of, policy, with_peft
 from benchmarks.speed_subjects import Subject, subjects
 
 SIZES = {"ViT-S": (8,), "ViT-B": (8,), "BERT-base": (8,), "MiniLM": (8,), "SmolLM2": (2,)}
@@ -54,7 +54,7 @@ def measured(subject: Subject, rounds: int) -> dict[str, Any]:
     anatomy = surgery.read(subject.make())
     lora, pissa = policy("q,v", "lora", 8), policy("q,v", "pissa", 8)
     plan = surgery.plan(subject.make(), lora, anatomy=anatomy)
-    modules = sorted({operation.projection.module for operation in plan.operations})
+    modules = modules_of(plan)
     found: dict[str, list[float]] = defaultdict(list)
 
     def note(name: str, call: Callable[[], object]) -> None:

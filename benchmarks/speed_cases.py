@@ -55,6 +55,11 @@ def policy(targets: str, kind: str, rank: int) -> dict[str, Any]:
     return {"select": [{"roles": ROLES[targets]}], "adapter": own}
 
 
+def modules_of(plan: surgery.Plan) -> list[str]:
+    """The modules that a plan puts adapters on, as PEFT is told them."""
+    return sorted({operation.projection.module for operation in plan.operations})
+
+
 def with_peft(model: nn.Module, modules: list[str], rank: int, **options: Any) -> nn.Module:
     """PEFT's LoRA on exactly the modules that ours are on."""
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=modules, **options)
@@ -71,7 +76,7 @@ def cases_of(
     """Every case, with gradients let through from the first block on."""
     make = subject.make
     plan = surgery.plan(make(), policy(targets, "lora", rank), anatomy=anatomy)
-    modules = sorted({operation.projection.module for operation in plan.operations})
+    modules = modules_of(plan)
     cases = {
         "floor": Case(make().requires_grad_(False)),
         "least": Case(least(make(), plan)),

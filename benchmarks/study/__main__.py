@@ -5,8 +5,8 @@
     python -m benchmarks.study show                       # table, pictures and figures of what was run
 
 Each method's learning rate is chosen on the validation examples with seed 0, from a grid that grows until the best
-lies inside it; the table shows the test examples with
-that rate over all seeds. Every run is kept as it ends; started again, the study goes on where it stopped.
+lies inside it; the table shows the test examples with that rate over all seeds. Every run is kept as it ends; started
+again, the study goes on where it stopped.
 """
 
 from __future__ import annotations

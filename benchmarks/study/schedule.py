@@ -41,12 +41,11 @@ class Records:
     def missing(self, method: str, seeds: int) -> Iterator[Run]:
         """Runs without a record: every rate with seed 0, more rates while the best lies at an end, then seeds."""
         wanted = [self._run(method, rate, 0) for rate in METHODS[method].rates]
-        best = self.best_rate(method)
-        if best is not None:
-            beyond = _beyond(sorted(self._validations(method)), best)
-            wanted += [self._run(method, rate, 0) for rate in beyond]
-            if not beyond:
-                wanted += [self._run(method, best, seed) for seed in range(1, seeds)]
+        best, further = self.best_rate(method), self._further_rate(method)
+        if further is not None:
+            wanted.append(self._run(method, further, 0))
+        elif best is not None:
+            wanted += [self._run(method, best, seed) for seed in range(1, seeds)]
         yield from (run for run in wanted if run not in self._found)
 
     def add(self, record: Record) -> None:
@@ -65,8 +64,15 @@ class Records:
 
     def is_at_an_end(self, method: str) -> bool:
         """Whether the best rate is the smallest or the largest that was tried."""
-        known = self._validations(method)
-        return self.best_rate(method) in (min(known), max(known))
+        return self._further_rate(method) is not None
+
+    def _further_rate(self, method: str) -> float | None:
+        """What to try next if the best rate lies at an end: as far from it again as its neighbour is."""
+        rates, best = sorted(self._validations(method)), self.best_rate(method)
+        if best is None or best not in (rates[0], rates[-1]):
+            return None
+        neighbour = rates[1] if best == rates[0] else rates[-2]
+        return float(f"{best * best / neighbour:.3g}")
 
     def _validations(self, method: str) -> dict[float, float]:
         """What every rate that was tried reads on the validation examples, with seed 0."""
@@ -153,17 +159,6 @@ class Study:
 
 def _start() -> None:
     torch.set_num_threads(1)
-
-
-def _beyond(rates: list[float], best: float) -> list[float]:
-    """The next rate if the best of some, in order, lies at an end: as far again as its neighbour is."""
-    if best == rates[-1]:
-        further = best * best / rates[-2]
-    elif best == rates[0]:
-        further = best * best / rates[1]
-    else:
-        return []
-    return [float(f"{further:.3g}")]
 
 
 def _run_of(record: Record) -> Run:

@@ -14,7 +14,7 @@ from surgery.anatomy.types import Anatomy
 from surgery.errors import PlanError, StateError, SurgeryError
 from surgery.operations import planner
 from surgery.operations.adapted import dress
-from surgery.operations.checks import check_operations, owner_of
+from surgery.operations.checks import check_operations, located
 from surgery.operations.graft import Graft
 from surgery.operations.make import Start, make_adapter, named
 from surgery.operations.plan import Operation, Plan
@@ -125,9 +125,7 @@ def _build(model: nn.Module, plan: Plan, start: Start) -> Grafts:
     grafts: Grafts = {}
     for operation in plan.operations:
         p = operation.projection
-        owner = owner_of(model, p)
-        weight = owner._parameters[p.parameter]
-        assert weight is not None
+        owner, weight = located(model, p)
         adapter = make_adapter(operation, weight.device)
         start(operation, adapter, take(as_matrix(weight.detach(), p.layout), p.rows).float())
         empty = Graft(p.layout, operation.access, p.weight_out_features)

@@ -21,8 +21,8 @@ _ANEW = "make the plan for this model: surgery.plan(model, policy)"
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
 
 
-def owner_of(model: nn.Module, projection: Projection) -> nn.Module:
-    """The module that owns the projection's weight.
+def located(model: nn.Module, projection: Projection) -> tuple[nn.Module, nn.Parameter]:
+    """The module that owns the projection's weight, and its base weight; on an adapted model reading it gives more.
 
     Raises:
         PlanError: If the model has no such module or weight: the anatomy is another model's.
@@ -31,7 +31,8 @@ def owner_of(model: nn.Module, projection: Projection) -> nn.Module:
         owner = model.get_submodule(projection.module)
     except AttributeError:
         owner = None
-    if owner is None or owner._parameters.get(projection.parameter) is None:
+    weight = None if owner is None else owner._parameters.get(projection.parameter)
+    if owner is None or weight is None:
         raise PlanError(
             f"{type(model).__name__} has no parameter {projection.weight_name}",
             where=projection.weight_name,
@@ -39,18 +40,25 @@ def owner_of(model: nn.Module, projection: Projection) -> nn.Module:
             remedy="call surgery.plan(model, policy) anew; remove parametrisations first "
             "(torch.nn.utils.parametrize.remove_parametrizations)",
         )
-    return owner
+    return owner, weight
+
+
+def owner_of(model: nn.Module, projection: Projection) -> nn.Module:
+    """The first of :func:`located`.
+
+    Raises:
+        PlanError: As there.
+    """
+    return located(model, projection)[0]
 
 
 def weight_of(model: nn.Module, projection: Projection) -> nn.Parameter:
-    """The projection's base weight; also on an adapted model, where reading it gives more.
+    """The second of :func:`located`.
 
     Raises:
-        PlanError: As :func:`owner_of`.
+        PlanError: As there.
     """
-    weight = owner_of(model, projection)._parameters[projection.parameter]
-    assert weight is not None
-    return weight
+    return located(model, projection)[1]
 
 
 def check_projection(model: nn.Module, projection: Projection, rank: int) -> nn.Parameter:
@@ -62,9 +70,7 @@ def check_projection(model: nn.Module, projection: Projection, rank: int) -> nn.
     Raises:
         PlanError: Ties, dead ends, shapes, dtypes or the rank forbid it; it says which.
     """
-    owner = owner_of(model, projection)
-    weight = owner._parameters[projection.parameter]
-    assert weight is not None
+    owner, weight = located(model, projection)
     _check_weight(weight, projection)
     limit = min(projection.in_features, projection.out_features)
     _check_rows(projection)
