@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
-import torch
 from torch import fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from exporters.axes import BATCH
 from exporters.errors import ExportError
-from exporters.inputs import BATCH, Inputs, identifier
-from surgery.anatomy.capture import capture as capture_graph
+from exporters.inputs import Inputs, identifier
+from exporters.tracing import spelled, trace
+from surgery.anatomy.graph import op_name
 
 _UNBOUNDED = 2**31
 
@@ -52,19 +46,11 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         CaptureError: If the graph cannot be captured.
         ExportError: If the model fixes its batch size.
     """
-    if BATCH in inputs.sizes:
-        inputs = inputs.resized({BATCH: 2})
-    # AUTO keeps a dimension dynamic as far as the model's own guards allow. Named dimensions would
-    # fail on each guard that narrows them, and two inputs with one batch need no common symbol.
-    dims = {
-        identifier(name): dict.fromkeys(inputs.axes.get(name, ()), Dim.AUTO)
-        for name in inputs.tensors
-    }
-    # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
-    with torch.no_grad(), _FourDimensions(), _bound(model, inputs.constants) as bound:
-        given = {name: value for name, value in inputs.kwargs.items() if name not in bound}
-        shapes = _as_arguments(model, {name: dims.get(name) for name in given})
-        program = capture_graph(model, (), given, dynamic_shapes=shapes if inputs.sizes else None)
+    if inputs.sizes.get(BATCH, 2) != 2:
+        inputs = inputs.resized({BATCH: 2}, keep=lambda name, value: True)
+    traced = trace(model, inputs)
+    program, inputs = traced.program, traced.inputs
+    _tidy(program)
     symbols, fixed = _symbols(program, inputs)
     if BATCH in fixed:
         raise ExportError(
@@ -73,7 +59,9 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
             remedy="pass example_inputs= of the batch size to serve, and dynamic=False",
         )
     notes = [
-        f"{axis} is fixed at {size}: the model allows no other" for axis, size in fixed.items()
+        *inputs.notes,
+        *(f"{name} is a number, no tensor: left out" for name in sorted(traced.numbers)),
+        *(f"{axis} is fixed at {size}: the model allows no other" for axis, size in fixed.items()),
     ]
     axes = {
         name: {dim: axis for dim, axis in dims.items() if axis not in fixed}
@@ -81,7 +69,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     }
     return Captured(
         program,
-        Inputs(inputs.tensors, inputs.constants, axes),
+        replace(inputs, axes=axes),
         _output_names(program),
         symbols,
         _limits(program, symbols),
@@ -89,55 +77,15 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     )
 
 
-@contextmanager
-def _bound(model: nn.Module, constants: Mapping[str, Any]) -> Iterator[set[str]]:
-    """Give the model those constants that only its ``**kwargs`` takes: torch 2.11 has no dynamic shapes for these."""
-    known = inspect.signature(model.forward).parameters
-    rest = {name: value for name, value in constants.items() if name not in known}
-    before = vars(model).get("forward")
-    try:
-        if rest:
-            model.forward = partial(model.forward, **rest)
-        yield set(rest)
-    finally:
-        if rest:
-            del model.forward
-        if rest and before is not None:
-            model.forward = before
+def _tidy(program: ExportedProgram) -> None:
+    """Drop what a graph asserts about values, which ONNX cannot, and what nobody reads.
 
-
-def _as_arguments(model: nn.Module, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Shapes by argument; what only ``**kwargs`` takes belongs under its name, which torch 2.11 insists on."""
-    parameters = inspect.signature(model.forward).parameters
-    rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
-    others = {name: shape for name, shape in shapes.items() if name not in parameters}
-    if rest is None or not others:
-        return shapes
-    return {**{name: shapes[name] for name in shapes if name in parameters}, rest: others}
-
-
-class _FourDimensions(TorchFunctionMode):
-    """torch's exporter translates attention over four dimensions only; more belong to the batch."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        attend: Any = func
-        if func is not F.scaled_dot_product_attention or len(args) < 3 or args[0].ndim == 4:
-            return func(*args, **kwargs)
-        query, key, value, *rest = args
-        mask = rest.pop(0) if rest else kwargs.pop("attn_mask", None)
-        if query.ndim == 3:
-            operands = [x.unsqueeze(1) for x in (query, key, value)]
-            mask = mask.unsqueeze(1) if mask is not None and mask.ndim == 3 else mask
-            return attend(*operands, mask, *rest, **kwargs).squeeze(1)
-        batch = query.shape[:-3]
-        if mask is not None and mask.ndim > 3:
-            mask = mask.expand(*batch, *mask.shape[-3:]).flatten(0, -4)
-        operands = [x.flatten(0, -4) for x in (query, key, value)]
-        found = attend(*operands, mask, *rest, **kwargs)
-        return found.reshape(*batch, *found.shape[-3:])
+    Averaged attention weights that nobody asked for, or a guess about a dtype, would look like a second reader.
+    """
+    for node in program.graph.nodes:
+        if op_name(node).startswith("_assert_"):
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
 
 
 def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:
@@ -173,13 +121,11 @@ def _limits(program: ExportedProgram, symbols: dict[str, str]) -> dict[str, tupl
 
 
 def _output_names(program: ExportedProgram) -> tuple[str, ...]:
-    """Keys of a transformers output, positions of a tuple, ``output`` for a lone tensor."""
     specs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
     tree = pytree.tree_unflatten(list(range(len(specs))), program.call_spec.out_spec)
     paths, _ = pytree.tree_flatten_with_path(tree)
-    names = [".".join(str(key).strip(".[]'\"") for key in path) for path, _ in paths]
     return tuple(
-        (f"output_{name}" if name.isdigit() else name) or "output"
-        for name, spec in zip(names, specs, strict=True)
+        spelled(path)
+        for (path, _), spec in zip(paths, specs, strict=True)
         if isinstance(spec.arg, TensorArgument)
     )

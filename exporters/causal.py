@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from exporters.axes import BATCH, SEQUENCE
 from exporters.errors import ExportError
-from exporters.inputs import BATCH, SEQUENCE, Inputs, identifier
+from exporters.inputs import Inputs, identifier
 
 Cache = bool | Literal["right"]
 """True: prompts may be padded on either side, with a sliding window on the left. ``right``: on the right

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from torch.export import ExportedProgram
 
 from exporters.capture import Captured
 from exporters.errors import ExportError
+from exporters.experts import hold_products, spell_out_products
 from exporters.inputs import identifier
 from exporters.norms import divide_by_roots
+from exporters.translations import TRANSLATIONS
 
 OPSET = 20
 """Opset 23 turns SDPA into ai.onnx::Attention, but breaks rotary embeddings at batch > 1."""
@@ -25,23 +26,21 @@ LARGEST_FILE = 1_800_000_000
 """Bytes of weights beyond which they go to a file of their own: protobuf ends at 2 GB."""
 
 
-def to_ir(captured: Captured, program: ExportedProgram | None = None) -> ir.Model:
+def to_ir(captured: Captured) -> ir.Model:
     """Translate a program to ONNX.
-
-    Args:
-        captured: Names of inputs, outputs and axes.
-        program: Instead of ``captured.program``: a rewritten one with the same signature.
 
     Raises:
         ExportError: If an operator cannot be translated.
     """
+    hold_products(captured.program)
     with _quiet(), torch.no_grad():
         try:
-            program_ = torch.onnx.export(
-                program or captured.program,
+            translated = torch.onnx.export(
+                captured.program,
                 dynamo=True,
                 opset_version=OPSET,
                 output_names=list(captured.outputs),
+                custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
         except Exception as error:
@@ -50,15 +49,16 @@ def to_ir(captured: Captured, program: ExportedProgram | None = None) -> ir.Mode
                 why=f"{type(error).__name__}: {_innermost(error)}",
                 remedy="an operator may be missing in torch's exporter; try a newer torch",
             ) from error
-    assert program_ is not None
-    program_.rename_axes(dict(captured.symbols))
+    assert translated is not None
+    translated.rename_axes(dict(captured.symbols))
     names = {identifier(name): name for name in captured.inputs.tensors}
-    for value in program_.model.graph.inputs:
+    for value in translated.model.graph.inputs:
         value.name = names.get(str(value.name), value.name)
-    _adopt_constants(program_.model.graph)
-    divide_by_roots(program_.model)
-    clean(program_.model)
-    return program_.model
+    _adopt_constants(translated.model.graph)
+    divide_by_roots(translated.model)
+    spell_out_products(translated.model)
+    clean(translated.model)
+    return translated.model
 
 
 def _adopt_constants(graph: ir.Graph) -> None:
@@ -99,7 +99,7 @@ def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints progress, logs missing torchvision operators and what it does not fold."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from torch import nn
 
 from exporters import card, hooks
+from exporters.axes import Axes
 from exporters.capture import Captured, capture
 from exporters.causal import Cache, DecoderStep, check_alone, decoder_step
 from exporters.errors import ExportError, VerificationError
 from exporters.fuse import Site, fuse
 from exporters.generation import Generated
-from exporters.inputs import Axes, Inputs, collect
+from exporters.inputs import Inputs, collect
 from exporters.learned import SUFFIX, Learned, split
 from exporters.maker import Maker
 from exporters.metadata import describe, qualified_name, versions

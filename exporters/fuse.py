@@ -19,9 +19,11 @@ from exporters.recipe import Match, Recipe
 from exporters.rewrite import Rewriter
 from exporters.runtime import Operators
 from surgery.anatomy.attention import Core, find_cores
+from surgery.anatomy.capture import refuse_open_shapes
 from surgery.anatomy.flow import Flow
-from surgery.anatomy.graph import Graph, module_path, op_name
+from surgery.anatomy.graph import Graph, module_path
 from surgery.anatomy.linears import LinearReader
+from surgery.errors import CaptureError
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ def fuse(
         fed: Weights that are no constants, because they can be fed at run time.
     """
     program = captured.program
-    _tidy(program)
+    try:
+        refuse_open_shapes(program, model)
+    except CaptureError as error:
+        return Fusion((), Counter(), (f"attention was not looked for: {error.why}",))
     rewriter = Rewriter(program)
     norms = _fold_norms(program, rewriter, fed)
     graph = _Fixed(program, fed)
@@ -105,15 +110,6 @@ def fuse(
 
 Found = tuple[fx.Node, Core | None, Match | Refusal]
 """Where a site is, what it computes if that could be read, and what becomes of it."""
-
-
-def _tidy(program: ExportedProgram) -> None:
-    # Of an exported program's guesses about dtypes none fails; each would look like a second reader.
-    for node in program.graph.nodes:
-        if op_name(node) == "_assert_tensor_metadata":
-            program.graph.erase_node(node)
-    # Averaged attention weights that nobody asked for would look like a second reader.
-    program.graph.eliminate_dead_code()
 
 
 def _fold_norms(program: ExportedProgram, rewriter: Rewriter, fed: Collection[str]) -> int:

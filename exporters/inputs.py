@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from exporters.axes import Axes, check_axes, usual_axes
 from exporters.errors import ExportError
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 
-BATCH = "batch"
-SEQUENCE = "sequence"
+_SPELLED = 16
 
-Axes = Mapping[str, Mapping[int, str]]
-"""Name of each dynamic dimension, by input name: ``{"x": {0: "batch"}}``."""
+Choice = Callable[[str, Tensor], bool]
+"""Of inputs, by name and value."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Inputs:
         tensors: What becomes an input of the ONNX graph, by parameter name of ``forward``.
         constants: What is baked into the graph (flags, None).
         axes: The dynamic dimensions of the tensors.
+        notes: Axes that could have been dynamic, and why they are not.
     """
 
     tensors: dict[str, Tensor]
     constants: dict[str, Any]
     axes: Axes
+    notes: tuple[str, ...] = ()
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -55,7 +57,9 @@ class Inputs:
             for dim, axis in dims.items()
         }
 
-    def resized(self, sizes: Mapping[str, int], seed: int = 0) -> Inputs:
+    def resized(
+        self, sizes: Mapping[str, int], seed: int = 0, keep: Choice = lambda name, value: False
+    ) -> Inputs:
         """Fresh inputs of the same kind at other sizes.
 
         Every value is drawn from the values of the same input here, so that ids stay in the
@@ -64,6 +68,8 @@ class Inputs:
         Args:
             sizes: New size of each axis that changes.
             seed: Of the draw.
+            keep: Which inputs keep their values instead: rows are repeated from the first on,
+                columns from the last.
         """
         generator = torch.Generator().manual_seed(seed)
         made = {}
@@ -71,10 +77,44 @@ class Inputs:
             shape = list(value.shape)
             for dim, axis in self.axes.get(name, {}).items():
                 shape[dim] = sizes.get(axis, shape[dim])
-            made[name] = (
-                _ragged(shape, value) if is_mask(name, value) else _draw(value, shape, generator)
-            )
-        return Inputs(made, self.constants, self.axes)
+            if keep(name, value):
+                made[name] = _repeat(value, shape)
+            elif is_mask(name, value):
+                made[name] = _ragged(shape, value)
+            else:
+                made[name] = _draw(value, shape, generator)
+        return replace(self, tensors=made)
+
+    def settled(self) -> Iterator[Inputs]:
+        """These inputs with whole numbers of fixed shape as constants, as few as may do first.
+
+        Such numbers tell how the first input, the data itself, is laid out: ``grid_thw`` of patches, the
+        type of each token. Padding masks come last: they are worth keeping.
+        """
+        _, *others = self.tensors
+        told = [
+            name
+            for name in others
+            if not (self.tensors[name].is_floating_point() or self.axes.get(name))
+        ]
+        masks = [name for name in told if is_mask(name, self.tensors[name])]
+        if 0 < len(masks) < len(told):
+            yield self._without([name for name in told if name not in masks])
+        if told:
+            yield self._without(told)
+
+    def _without(self, settled: Collection[str]) -> Inputs:
+        constants = {name: self.tensors[name] for name in settled}
+        notes = [
+            f"{name} is fixed at {_spelled(value)}: the graph follows from it"
+            for name, value in constants.items()
+        ]
+        return Inputs(
+            {name: value for name, value in self.tensors.items() if name not in constants},
+            {**self.constants, **constants},
+            {name: axes for name, axes in self.axes.items() if name not in constants},
+            (*self.notes, *notes),
+        )
 
     def on(self, device: torch.device, floats: torch.dtype) -> Inputs:
         """The same inputs on ``device``, floating point ones in dtype ``floats``."""
@@ -82,7 +122,7 @@ class Inputs:
             name: value.to(device, floats if value.is_floating_point() else value.dtype)
             for name, value in self.tensors.items()
         }
-        return Inputs(moved, self.constants, self.axes)
+        return replace(self, tensors=moved)
 
 
 def collect(model: nn.Module, given: Any = None, dynamic: bool | Axes = True) -> Inputs:
@@ -110,9 +150,9 @@ def collect(model: nn.Module, given: Any = None, dynamic: bool | Axes = True) ->
             remedy="wrap the model in a module whose forward takes plain tensors",
         )
     _check_values(tensors)
-    axes = _usual_axes(tensors) if dynamic is True else dict(dynamic or {})
-    _check_axes(tensors, axes)
-    return Inputs(tensors, constants, axes)
+    axes, notes = usual_axes(tensors) if dynamic is True else (dict(dynamic or {}), ())
+    check_axes(tensors, axes)
+    return Inputs(tensors, constants, axes, notes)
 
 
 def identifier(name: str) -> str:
@@ -154,43 +194,24 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _usual_axes(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
-    """Dimension 0 is the batch; dimension 1 of whole numbers is the sequence."""
-    axes: dict[str, dict[int, str]] = {}
-    for name, value in tensors.items():
-        axes[name] = {0: BATCH} if value.ndim else {}
-        if value.ndim > 1 and not value.is_floating_point():
-            axes[name][1] = f"decoder_{SEQUENCE}" if name.startswith("decoder_") else SEQUENCE
-    return axes
-
-
-def _check_axes(tensors: Mapping[str, Tensor], axes: Axes) -> None:
-    sizes: dict[str, tuple[str, int]] = {}
-    for name, dims in axes.items():
-        for dim, axis in dims.items():
-            if name not in tensors or not 0 <= dim < tensors[name].ndim or not axis.isidentifier():
-                raise _bad_axis(name, f"there is no dimension {dim} to be called {axis!r}", tensors)
-            size = tensors[name].shape[dim]
-            first, expected = sizes.setdefault(axis, (name, size))
-            if size != expected:
-                why = f"{axis} is {expected} in {first} and {size} here"
-                raise _bad_axis(name, why, tensors)
-
-
-def _bad_axis(name: str, why: str, tensors: Mapping[str, Tensor]) -> ExportError:
-    known = ", ".join(f"{n} {tuple(t.shape)}" for n, t in tensors.items())
-    return ExportError(
-        "the dynamic dimensions do not fit the example inputs",
-        where=name,
-        why=why,
-        remedy=f'the inputs are {known}; pass dynamic={{"{next(iter(tensors))}": {{0: "batch"}}}}',
-    )
+def _spelled(value: Tensor) -> str:
+    if value.numel() <= _SPELLED:
+        return str(value.tolist())
+    return f"the values given, {tuple(value.shape)}"
 
 
 def _draw(value: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
     values = value.detach().cpu().flatten()
     chosen = torch.randint(len(values), shape, generator=generator)
     return values[chosen].to(value.device)
+
+
+def _repeat(value: Tensor, shape: list[int]) -> Tensor:
+    for dim, size in enumerate(shape):
+        index = torch.arange(size, device=value.device)
+        length = value.shape[dim]
+        value = value.index_select(dim, index.clamp(max=length - 1) if dim else index % length)
+    return value
 
 
 def _ragged(shape: list[int], value: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from exporters.axes import BATCH
 from exporters.errors import ExportError
-from exporters.inputs import BATCH, Inputs, collect
+from exporters.inputs import Inputs, collect
 from exporters.plain import plain_model
 from exporters.report import ExportReport
 from exporters.runtime import open_session, require_runtime, run

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from exporters.axes import BATCH, SEQUENCE
 from exporters.capture import Captured
 from exporters.errors import ExportError
-from exporters.inputs import BATCH, SEQUENCE, Inputs
+from exporters.inputs import Choice, Inputs, is_mask
 
 BATCHES = (1, 2, 5)
 _LONGER = 3
@@ -86,9 +87,9 @@ class Truth:
         """Run the model on every probe, and on the user's samples.
 
         Raises:
-            ExportError: If the model does not take the samples.
+            ExportError: If the model does not take the samples, or runs at no other size.
         """
-        cases = tuple((inputs, _eager(model, inputs)) for inputs in probes(captured))
+        cases = tuple(_case(model, tries) for tries in probes(captured))
         if samples is None:
             return cls(captured.outputs, cases)
         try:
@@ -97,7 +98,7 @@ class Truth:
             raise ExportError(
                 f"{type(model).__name__} does not take the samples",
                 where=", ".join(f"{n} {tuple(t.shape)}" for n, t in samples.tensors.items()),
-                why=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                why=_explain(error),
                 remedy="pass samples= of the same kind as the example inputs",
             ) from error
 
@@ -106,17 +107,44 @@ class Truth:
         return Found(compare(call, self, tolerance), top1_agreement(call, self))
 
 
-def probes(captured: Captured) -> Iterator[Inputs]:
-    """Inputs at batches 1, 2 and 5, tokens at two lengths with ragged masks, all else at two sizes."""
+_KEEP: tuple[Choice, ...] = (
+    lambda name, value: False,
+    lambda name, value: not value.is_floating_point() and not is_mask(name, value),
+    lambda name, value: not value.is_floating_point(),
+)
+"""What keeps its values: nothing; or ids, since image tokens belong to images; or masks too."""
+
+
+def probes(captured: Captured) -> Iterator[list[Inputs]]:
+    """Inputs at batches 1, 2 and 5, tokens at two lengths with ragged masks, all else at two sizes.
+
+    Yields:
+        At each set of sizes what is to be tried in turn until the model takes it.
+    """
     inputs = captured.inputs
     if not inputs.sizes:
-        yield inputs
-        return
+        yield [inputs]
     choices = {
         axis: _choices(axis, size, captured.limits[axis]) for axis, size in inputs.sizes.items()
     }
-    for seed, sizes in enumerate(product(*choices.values())):
-        yield inputs.resized(dict(zip(choices, sizes, strict=True)), seed)
+    for seed, chosen in enumerate(product(*choices.values())):
+        sizes = dict(zip(choices, chosen, strict=True))
+        yield [inputs.resized(sizes, seed, keep) for keep in _KEEP]
+
+
+def _case(model: nn.Module, tries: list[Inputs]) -> tuple[Inputs, list[Array]]:
+    """The first inputs that the model takes, with what it makes of them."""
+    for inputs in tries:
+        try:
+            return inputs, _eager(model, inputs)
+        except Exception as error:  # whatever the model raises for inputs it cannot take
+            last = error
+    raise ExportError(
+        f"{type(model).__name__} does not run at other sizes than those of the example inputs",
+        where=str(tries[-1].sizes),
+        why=_explain(last),
+        remedy="pass dynamic=False, or a mapping of those dimensions that the model leaves open",
+    ) from last
 
 
 def compare(call: Call, truth: Truth, tolerance: float) -> list[ParityRow]:
@@ -155,6 +183,10 @@ def relative_error(expected: Array, found: Array) -> float:
     largest = float(np.abs(expected).max(initial=0))
     difference = float(np.abs(expected - found).max(initial=0))
     return difference / largest if largest else difference
+
+
+def _explain(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from exporters.axes import BATCH, SEQUENCE
 from exporters.capture import Captured
 from exporters.errors import ExportError
-from exporters.inputs import BATCH, SEQUENCE, Inputs
+from exporters.inputs import Inputs
 from exporters.precision import Precision
 
 Sizes = tuple[int, int, int]

@@ -222,7 +222,7 @@ class Rewriter:
         copies = {product: self._zero_scores(product, sizes)}
         for node in mask.nodes:
             copies[node] = self.graph.node_copy(node, lambda n: copies.get(n) or self.current(n))
-        last = copies[mask.nodes[-1]]
+        last = copies[(product, *mask.nodes)[-1]]
         return last if len(sizes) == 4 else self.node(aten.reshape.default, last, list(scores))
 
     def _zero_scores(self, product: fx.Node, sizes: Sequence[Size]) -> fx.Node:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import onnx
 from onnx import TensorProto as T
 
+from exporters.axes import BATCH
 from exporters.errors import ExportError
-from exporters.inputs import BATCH
 from exporters.pbtxt import Word, entries
 
 Engine = Literal["cpu", "cuda", "tensorrt"]

@@ -11,9 +11,10 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from exporters.axes import BATCH, SEQUENCE
 from exporters.capture import placeholders
 from exporters.evaluate import Evaluator, NotConstantError
-from exporters.inputs import BATCH, SEQUENCE, Inputs, identifier, is_mask
+from exporters.inputs import Inputs, identifier, is_mask
 from exporters.patterns.base import LOWEST
 from exporters.patterns.scores import Replay
 from surgery.anatomy.graph import Graph, backward, op_name, shape_of

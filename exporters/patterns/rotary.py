@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from exporters.axes import BATCH, SEQUENCE
 from exporters.capture import placeholders
 from exporters.causal import MASK, PAST_SEQUENCE, TOTAL_SEQUENCE
 from exporters.evaluate import Evaluator, NotConstantError
-from exporters.inputs import BATCH, SEQUENCE, Inputs
+from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal, keeps_values
 from exporters.patterns.masks import Sizes, axes_of
 from surgery.anatomy.graph import Graph, op_name, shape_of

@@ -19,8 +19,8 @@ from surgery.anatomy.known import has_known_integers, is_whole, known_integers
 from surgery.anatomy.valued import has_real_values, real_values, settle_sizes
 from surgery.errors import CaptureError
 
-Values = Literal["any", "integers", "all"]
-"""For which values a captured graph holds: any, these integer inputs, or exactly this call."""
+Values = Literal["any", "constants", "integers", "all"]
+"""For which values a captured graph holds: any; any inputs beside these buffers; these integer inputs; this call."""
 
 _ALONE = threading.RLock()
 """torch.export sets state of the whole process: two threads in it break each other."""
@@ -45,8 +45,8 @@ def capture(
         args: Positional example inputs.
         kwargs: Example inputs by name.
         dynamic_shapes: As for ``torch.export.export``; None fixes every shape.
-        values: Whether integer inputs, or all values, may become constants of the graph, which is then right
-            for these inputs alone.
+        values: Whether integer buffers and literals, integer inputs too, or all values may become constants
+            of the graph, which is then right for these alone.
 
     Raises:
         CaptureError: If the graph cannot be captured; it quotes the model line that stopped it.
@@ -100,6 +100,8 @@ def capture_for_reading(
 def _knowing(
     values: Values, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> AbstractContextManager[None]:
+    if values == "constants":
+        return known_integers(model, (), {})
     if values == "integers":
         return known_integers(model, args, kwargs)
     return real_values() if values == "all" else nullcontext()

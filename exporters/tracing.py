@@ -1,0 +1,158 @@
+"""torch.export of a model as it is to be called: constants bound, numbers left out, attention over four dimensions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from exporters.inputs import Inputs, identifier
+from exporters.whole_numbers import fold_whole_numbers
+from surgery.anatomy.capture import Values, capture
+from surgery.errors import CaptureError
+
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A program and what it was traced with.
+
+    Attributes:
+        program: With the model's own operators.
+        inputs: What it takes; whole numbers that the graph follows from are constants.
+        numbers: Outputs that are no tensors, and that it does not return.
+    """
+
+    program: ExportedProgram
+    inputs: Inputs
+    numbers: frozenset[str]
+
+
+def trace(model: nn.Module, inputs: Inputs) -> Traced:
+    """The graph for any values; else for those whole numbers that tell how the others are laid out.
+
+    Raises:
+        CaptureError: If there is neither; it tells what stopped the first.
+    """
+    try:
+        return _trace(model, inputs, "any")
+    except CaptureError:
+        for settled in inputs.settled():
+            with suppress(CaptureError):
+                traced = _trace(model, settled, "constants")
+                fold_whole_numbers(traced.program)
+                return traced
+        raise
+
+
+def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:
+    # AUTO keeps a dimension dynamic as far as the model's own guards allow. Named dimensions would
+    # fail on each guard that narrows them, and two inputs with one batch need no common symbol.
+    dims = {
+        identifier(name): dict.fromkeys(inputs.axes.get(name, ()), Dim.AUTO)
+        for name in inputs.tensors
+    }
+    # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
+    with torch.no_grad(), _FourDimensions(), _bound(model, inputs.constants) as bound:
+        given = {name: value for name, value in inputs.kwargs.items() if name not in bound}
+        shapes = _as_arguments(model, {name: dims.get(name) for name in given})
+        wanted, numbers = shapes if inputs.sizes else None, _Numbers()
+        with model.register_forward_hook(numbers):
+            program = capture(model, (), given, dynamic_shapes=wanted, values=values)
+    return Traced(program, inputs, frozenset(numbers.found))
+
+
+def spelled(path: Sequence[Any]) -> str:
+    """The name of an output: keys of a transformers output, positions of a tuple, ``output`` for a lone one."""
+    name = ".".join(str(key).strip(".[]'\"") for key in path)
+    return (f"output_{name}" if name.isdigit() else name) or "output"
+
+
+@contextmanager
+def _bound(model: nn.Module, constants: Mapping[str, Any]) -> Iterator[set[str]]:
+    """Give the model constants that are no arguments of torch.export.
+
+    Those are tensors, and what only ``**kwargs`` takes: torch 2.11 has no dynamic shapes for it.
+    """
+    forward = model.forward
+    known = inspect.signature(forward).parameters
+    rest = {n: v for n, v in constants.items() if n not in known or isinstance(v, Tensor)}
+    before = vars(model).get("forward")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs, **{name: _literal(v) for name, v in rest.items()})
+
+    vars(call)["__signature__"] = inspect.signature(partial(forward, **rest))
+    try:
+        if rest:
+            model.forward = call
+        yield set(rest)
+    finally:
+        if rest:
+            del model.forward
+        if rest and before is not None:
+            model.forward = before
+
+
+class _Numbers:
+    """A hook that puts None in the place of numbers, and keeps their names: an ONNX graph returns tensors."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> Any:
+        leaves, spec = pytree.tree_flatten_with_path(output)
+        numbers = [isinstance(leaf, _NUMBERS) for _, leaf in leaves]
+        self.found |= {spelled(p) for (p, _), n in zip(leaves, numbers, strict=True) if n}
+        tensors = [None if n else leaf for (_, leaf), n in zip(leaves, numbers, strict=True)]
+        return pytree.tree_unflatten(tensors, spec)
+
+
+def _literal(value: Any) -> Any:
+    """A tensor as a literal of the graph: torch follows the values of those."""
+    return torch.tensor(value.tolist(), dtype=value.dtype) if isinstance(value, Tensor) else value
+
+
+def _as_arguments(model: nn.Module, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Shapes by argument; what only ``**kwargs`` takes belongs under its name, which torch 2.11 insists on."""
+    parameters = inspect.signature(model.forward).parameters
+    rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    others = {name: shape for name, shape in shapes.items() if name not in parameters}
+    if rest is None or not others:
+        return shapes
+    return {**{name: shapes[name] for name in shapes if name in parameters}, rest: others}
+
+
+class _FourDimensions(TorchFunctionMode):
+    """torch's exporter translates attention over four dimensions only; more belong to the batch."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        attend: Any = func
+        if func is not F.scaled_dot_product_attention or len(args) < 3 or args[0].ndim == 4:
+            return func(*args, **kwargs)
+        query, key, value, *rest = args
+        mask = rest.pop(0) if rest else kwargs.pop("attn_mask", None)
+        if query.ndim == 3:
+            operands = [x.unsqueeze(1) for x in (query, key, value)]
+            mask = mask.unsqueeze(1) if mask is not None and mask.ndim == 3 else mask
+            return attend(*operands, mask, *rest, **kwargs).squeeze(1)
+        batch = query.shape[:-3]
+        if mask is not None and mask.ndim > 3:
+            mask = mask.expand(*batch, *mask.shape[-3:]).flatten(0, -4)
+        operands = [x.flatten(0, -4) for x in (query, key, value)]
+        found = attend(*operands, mask, *rest, **kwargs)
+        return found.reshape(*batch, *found.shape[-3:])

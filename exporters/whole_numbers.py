@@ -1,0 +1,55 @@
+"""What follows from known whole numbers alone, worked out once and for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from exporters.evaluate import Evaluator, NotConstantError
+from exporters.rewrite import Rewriter
+from surgery.anatomy.graph import Graph
+from surgery.anatomy.known import is_whole
+
+
+def fold_whole_numbers(program: ExportedProgram) -> None:
+    """Replace whole numbers that depend on no input by constants, in place.
+
+    A graph captured with known numbers has shapes that follow from them. torch's exporter traces it again
+    without knowing them, and would stop at each such shape.
+    """
+    values = _known(program)
+    rewriter = Rewriter(program)
+    for node, value in values.items():
+        if all(user in values for user in node.users):
+            continue
+        constant = rewriter.constant(f"whole_numbers.{node.name}", value.clone())
+        node.replace_all_uses_with(constant, lambda user: user not in values)
+    for node in reversed(values):
+        if not node.users:
+            program.graph.erase_node(node)
+    rewriter.finish()
+
+
+def _known(program: ExportedProgram) -> dict[fx.Node, Tensor]:
+    """Value of each node that can be known, in graph order: a write in place changes what was there before."""
+    evaluate, values = Evaluator(Graph(program)), dict[fx.Node, Tensor]()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not _whole_throughout(node):
+            continue
+        try:
+            found: Any = evaluate(node)
+        except NotConstantError:
+            continue
+        if isinstance(found, Tensor):
+            values[node] = found
+    return values
+
+
+def _whole_throughout(node: fx.Node) -> bool:
+    """Whether a node makes whole numbers, or a list of them, from nothing else."""
+    values = [n.meta.get("val") for n in (node, *node.all_input_nodes)]
+    flat = [v for value in values for v in (value if isinstance(value, tuple | list) else [value])]
+    return all(is_whole(v) or isinstance(v, int | torch.SymInt) for v in flat)
