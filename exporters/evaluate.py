@@ -48,11 +48,19 @@ class Evaluator:
         return self.values[node]
 
     def size(self, size: int | torch.SymInt) -> int:
-        """A size as a number."""
+        """A size as a number.
+
+        Raises:
+            NotConstantError: If it follows from values that are not known.
+        """
         if isinstance(size, int):
             return size
         found = size.node.expr.xreplace(self.sizes)
-        return int(found) if found.is_number else size_of(size)
+        if found.is_number:
+            return int(found)
+        if size.node.hint is None:
+            raise NotConstantError(str(found))
+        return size_of(size)
 
     def _compute(self, node: fx.Node) -> Any:
         value = node.meta.get("val")

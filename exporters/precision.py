@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from exporters.causal import PAST, PRESENT
+from exporters.counts import drop_detours, keep_counts
 from exporters.errors import ExportError
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -63,12 +64,13 @@ def lower(model: ir.Model, precision: Precision) -> tuple[ir.Model, tuple[str, .
     """
     if precision == "fp32":
         return model, ()
+    counting = keep_counts(model) if precision == "fp16" else []
     proto = ir.to_proto(model)
     # What shape inference left there describes the fp32 graph.
     del proto.graph.value_info[:]
     with _quiet():
         try:
-            return _halved(proto) if precision == "fp16" else _quantised(proto)
+            return _halved(proto, counting) if precision == "fp16" else _quantised(proto)
         except ExportError:
             raise
         except Exception as error:  # the converters raise whatever they stumble over
@@ -79,17 +81,20 @@ def lower(model: ir.Model, precision: Precision) -> tuple[ir.Model, tuple[str, .
             ) from error
 
 
-def _halved(proto: onnx.ModelProto) -> tuple[ir.Model, tuple[str, ...]]:
+def _halved(proto: onnx.ModelProto, counting: list[str]) -> tuple[ir.Model, tuple[str, ...]]:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     # Local functions and inferred shapes would only be in the way: the graph is flat and typed.
     values = [value.name for value in (*proto.graph.input, *proto.graph.output)]
     kept = [name for name in values if not name.startswith(_CACHE)]
-    converted = convert_float_to_float16(proto, keep_io_types=kept, force_fp16_initializers=True)
+    converted = convert_float_to_float16(
+        proto, keep_io_types=kept, force_fp16_initializers=True, node_block_list=counting
+    )
     del converted.graph.value_info[:]
     model = ir.from_proto(converted)
     # The converter appends the casts of inputs and outputs at the end.
     model.graph.sort()
+    drop_detours(model)
     cached = ", the cache in fp16" if len(kept) < len(values) else ""
     return model, (f"weights and computation in fp16, inputs and outputs in fp32{cached}",)
 

@@ -163,6 +163,7 @@ class Rewriter:
         for known, node in self._constants:
             if torch.equal(known, value):
                 return node
+        name = name.lstrip(".")  # the model's own attention has no path before it
         taken = name in self.program.constants
         node = self.parameter(f"{name}.{len(self._constants)}" if taken else name, value)
         self._constants.append((value, node))

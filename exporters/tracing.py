@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,20 +40,48 @@ class Traced:
 
 
 def trace(model: nn.Module, inputs: Inputs) -> Traced:
-    """The graph for any values; else for those whole numbers that tell how the others are laid out.
+    """The graph for any values; where it asks for some, that for the whole numbers which tell the layout.
 
     Raises:
         CaptureError: If there is neither; it tells what stopped the first.
     """
-    try:
-        return _trace(model, inputs, "any")
-    except CaptureError:
-        for settled in inputs.settled():
-            with suppress(CaptureError):
-                traced = _trace(model, settled, "constants")
-                fold_whole_numbers(traced.program)
-                return traced
-        raise
+    ways = [
+        partial(_trace, model, inputs, "any"),
+        *(partial(_settle, model, s) for s in inputs.settled()),
+    ]
+    found: Traced | None = None
+    stopped: CaptureError | None = None
+    for way in ways:
+        try:
+            traced = way()
+        except CaptureError as error:
+            stopped = stopped or error
+            continue
+        if not _asks(traced.program):
+            return traced
+        found = found or traced
+    if found is not None:
+        return found  # ONNX has operators for much that follows from values
+    assert stopped is not None
+    raise stopped
+
+
+def _asks(program: ExportedProgram) -> bool:
+    """Whether a number in the graph follows from the values of a tensor."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        numbers = value.shape if isinstance(value, Tensor) else (value,)
+        if any(
+            isinstance(n, torch.SymInt | torch.SymFloat) and n.node.hint is None for n in numbers
+        ):
+            return True
+    return False
+
+
+def _settle(model: nn.Module, inputs: Inputs) -> Traced:
+    traced = _trace(model, inputs, "constants")
+    fold_whole_numbers(traced.program)
+    return traced
 
 
 def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:

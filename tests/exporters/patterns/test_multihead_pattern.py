@@ -92,6 +92,19 @@ class Alibi(Spelled):
         return torch.bmm(weights, v).unflatten(0, (batch, -1))
 
 
+class OneHead(Spelled):
+    """As torch's own nn.MultiheadAttention: nothing between the product, which adds the mask, and the softmax."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.mask = nn.Parameter(torch.randn(1, 5, 5))
+
+    def attend(self, q, k, v, **_):
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        scores = self.mask.expand(len(q), -1, -1).baddbmm(q, k.mT, alpha=0.4)
+        return torch.bmm(scores.softmax(-1), v)[:, None]
+
+
 class Unjoined(Site):
     def join(self, attended):
         return attended * 2
@@ -123,7 +136,7 @@ def addend(mask: fx.Node | Replay, scores: torch.Tensor, run: Evaluator) -> torc
     start = torch.zeros_like(scores)
     if op_name(mask.product) == "baddbmm":
         start = run(mask.product.args[0]).expand(scores.shape[0], *scores.shape[2:])
-    found = Evaluator(run.graph, {mask.product: start})(mask.nodes[-1])
+    found = Evaluator(run.graph, {mask.product: start})((mask.product, *mask.nodes)[-1])
     return found.reshape(scores.shape)
 
 
@@ -148,6 +161,7 @@ def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
         Grouped(4, 4),
         Batched(4, 4),
         Alibi(4, 4),
+        OneHead(1, 4),
         Unjoined(4, 4),
         Spelled(4, 4),
         Biased(4, 4),

@@ -1,0 +1,53 @@
+"""Operators that torch's exporter does not know compute in ONNX Runtime what they compute in torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exporters
+from exporters.errors import ExportError
+
+
+class Search(nn.Module):
+    def __init__(self, boundaries: Tensor, **options) -> None:
+        super().__init__()
+        self.register_buffer("boundaries", boundaries)
+        self.options = options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.searchsorted(self.boundaries, x, **self.options)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["one row", "a row each"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"right": True}, {"side": "right"}, {"side": "left"}, {"out_int32": True}],
+    ids=str,
+)
+def test_searchsorted(options, rows: bool, tmp_path: Path) -> None:
+    boundaries = torch.tensor([0.0, 1.0, 1.0, 2.5])
+    if rows:
+        boundaries = torch.stack([boundaries, boundaries + 1, boundaries * 2])
+    model = Search(boundaries, **options).eval()
+    x = torch.tensor([[-1.0, 0.0, 1.0], [2.0, 2.5, 9.0], [1.5, 0.5, 5.0]])
+    path = tmp_path / "model.onnx"
+    exporters.to_onnx(model, path, example_inputs=x, dynamic=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x.numpy()})
+    expected = model(x).numpy()
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_sorter_is_refused_with_the_reason(tmp_path: Path) -> None:
+    model = Search(torch.tensor([1.0, 0.0]), sorter=torch.tensor([1, 0])).eval()
+    with pytest.raises(ExportError, match="sorter"):
+        exporters.to_onnx(
+            model, tmp_path / "model.onnx", example_inputs=torch.randn(2, 3), dynamic=False
+        )
