@@ -72,7 +72,7 @@ def test_the_file_holds_standard_operators_and_one_loop_a_product(
 def mixtral(chosen: int) -> nn.Module:
     torch.manual_seed(0)
     config = hf.MixtralConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=60, num_local_experts=EXPERTS, num_experts_per_tok=chosen,
     )  # fmt: skip
     return hf.MixtralForCausalLM(config).eval()
@@ -84,9 +84,9 @@ def test_a_mixture_is_exported_fused_and_verified(precision, tmp_path: Path) -> 
     # Rounded to half precision, an untrained router chooses other experts: let it choose all.
     model = mixtral(EXPERTS if precision == "fp16" else 2)
     report = exporters.to_onnx(model, path, precision=precision)
-    assert report.fused == len(report.sites) == 2
+    assert report.fused == len(report.sites) == 1
     loops = [node for node in onnx.load(path).graph.node if node.op_type == "Loop"]
-    assert len(loops) == 4  # two products a layer
+    assert len(loops) == 2
 
 
 @settings(max_examples=5)
