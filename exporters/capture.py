@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from exporters.axes import BATCH
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, identifier
+from exporters.rewrite import drop_unread
 from exporters.tracing import spelled, trace
 from surgery.anatomy.graph import op_name
 
@@ -85,7 +86,7 @@ def _tidy(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
         if op_name(node).startswith("_assert_"):
             program.graph.erase_node(node)
-    program.graph.eliminate_dead_code()
+    drop_unread(program.graph)
 
 
 def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:
@@ -121,11 +122,14 @@ def _limits(program: ExportedProgram, symbols: dict[str, str]) -> dict[str, tupl
 
 
 def _output_names(program: ExportedProgram) -> tuple[str, ...]:
+    """As the model calls them; one that has the name of an input gets another, as ONNX wants it."""
+    taken = placeholders(program)
     specs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
     tree = pytree.tree_unflatten(list(range(len(specs))), program.call_spec.out_spec)
     paths, _ = pytree.tree_flatten_with_path(tree)
-    return tuple(
+    names = [
         spelled(path)
         for (path, _), spec in zip(paths, specs, strict=True)
         if isinstance(spec.arg, TensorArgument)
-    )
+    ]
+    return tuple(f"output_{name}" if identifier(name) in taken else name for name in names)

@@ -19,6 +19,11 @@ aten = torch.ops.aten
 Size = fx.Node | int
 
 
+def drop_unread(graph: fx.Graph) -> None:
+    """Drop what nobody reads, but for the marks of where ``vmap`` starts and ends, in place."""
+    graph.eliminate_dead_code(lambda node: node.is_impure() or "vmap" in op_name(node))
+
+
 class Rewriter:
     """Edits the graph of one program in place; weights that exist are never written to."""
 
@@ -195,7 +200,7 @@ class Rewriter:
 
     def finish(self) -> None:
         """Drop what the fused operators made superfluous."""
-        self.graph.eliminate_dead_code()
+        drop_unread(self.graph)
         self.graph.lint()
         self.program.graph_module.recompile()
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import exporters
 from exporters.capture import capture
 from exporters.inputs import collect
 from surgery.errors import CaptureError
@@ -56,3 +57,23 @@ class Remembers(nn.Module):
 def test_an_output_that_a_file_cannot_hold_is_refused_and_not_left_out():
     with pytest.raises(CaptureError, match="Remembers"):
         capture(Remembers(), collect(Remembers(), torch.randn(2, 4)))
+
+
+class Vectorised(nn.Module):
+    """Makes its mask with vmap, and hands out its input's name for something else."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        def kept(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+            return (row >= column) & (row - column < 3)
+
+        places = torch.arange(x.shape[1])
+        over = torch.vmap(torch.vmap(kept, (None, 0)), (0, None))(places, places)
+        return {"y": over.float() @ x, "mask": mask.logical_not()}
+
+
+def test_vmap_and_outputs_named_like_inputs(tmp_path):
+    given = {"x": torch.randn(2, 6, 4), "mask": torch.ones(2, 6, dtype=torch.bool)}
+    model, path = Vectorised().eval(), tmp_path / "model.onnx"
+    assert exporters.to_onnx(model, path, example_inputs=given, dynamic=False).passed
+    session = exporters.open_session(path)
+    assert [output.name for output in session.get_outputs()] == ["y", "output_mask"]
