@@ -32,6 +32,8 @@ def drop_detours(model: ir.Model) -> None:
         before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if before is None or not (_casts(node, _SINGLE) and _casts(before, _HALF)):
             continue
+        if node.outputs[0].is_graph_output():
+            continue
         source = before.inputs[0]
         assert source is not None
         ir.convenience.replace_all_uses_with(node.outputs[0], source)
