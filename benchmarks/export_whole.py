@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import gc
 import signal
 import tempfile
 import warnings
@@ -106,6 +107,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    gc.disable()  # it would walk through both libraries many times a model
     title, everything = f"export_{given.zoo}", names(given.zoo)
     path, figures = RESULTS / f"{title}.json", {}
     if path.exists() and (given.resume or given.retry or given.only != "*"):
@@ -117,6 +119,7 @@ def main() -> None:
             continue
         figures[name] = examine(given.zoo, name, given.seconds)
         print(name, figures[name], flush=True)
+        gc.collect()
         keep(title, {"counts": counts(figures, len(everything)), "results": figures})
     console = Console()
     console.print(as_table(figures), counts(figures, len(everything)))
