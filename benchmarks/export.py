@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -29,6 +30,7 @@ import torch
 from onnxruntime.transformers.optimizer import optimize_model
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from torch import nn
+from transformers import PreTrainedModel
 
 import exporters
 from benchmarks.export_subjects import SUBJECTS, Subject
@@ -39,6 +41,7 @@ from exporters.runtime import SessionOptions, optimized_operators, recommended_o
 
 PLAIN = "plain dynamo export"
 OURS = "ours"
+THEIRS = "transformers' exporter"
 EAGER = "torch eager"
 ROUNDS, CALLS = 3, 4
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -67,10 +70,13 @@ def prepare(name: str, folder: Path) -> dict[str, Any]:
             model, path, example_inputs=inputs.kwargs, overwrite=True, precision="int8"
         ),
     }
+    if isinstance(model, PreTrainedModel):
+        ways = {THEIRS: lambda path: _transformers_exporter(model, inputs, path), **ways}
     files = {PLAIN: plain.name}
     sites = ""
     for way, make in ways.items():
-        path = folder / f"{name}.{way.replace(' ', '-').replace(',', '')}.onnx"
+        suffix = re.sub("[^a-z0-9]+", "-", way.lower())
+        path = folder / f"{name}.{suffix}.onnx"
         try:
             made = make(path)
         except Exception as error:  # whatever a tool raises is its result
@@ -107,6 +113,17 @@ def _ort_optimizer(plain: Path, subject: Subject, path: Path) -> None:
 def _onnxscript(plain: Path, path: Path) -> None:
     optimized, _ = optimize_for_ort(ir.load(plain), clear_metadata=True)
     ir.save(optimized, path)
+
+
+def _transformers_exporter(model: nn.Module, inputs: Inputs, path: Path) -> None:
+    """Its fusions for ONNX Runtime on CPUs; the weights lie beside the file."""
+    from transformers.exporters import OnnxConfig, OnnxExporter  # new in transformers 5
+
+    config = OnnxConfig(dynamic=True, ort_fusions="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = OnnxExporter().export(model, dict(inputs.kwargs), config=config)
+    OnnxExporter.save_program(exported.program, path)
 
 
 def measure(name: str, folder: Path, batch: int, clock: str, compiled: bool) -> dict[str, Any]:
@@ -183,6 +200,7 @@ WAYS = (
     "torch.compile",
     "ORT transformers optimizer",
     "onnxscript optimize_for_ort",
+    THEIRS,
     OURS,
     f"{OURS}, int8",
 )
