@@ -11,6 +11,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from torch._subclasses import FakeTensor
+from torch.export import ExportedProgram
 
 from exporters.capture import Captured
 from exporters.errors import ExportError
@@ -33,6 +35,7 @@ def to_ir(captured: Captured) -> ir.Model:
         ExportError: If an operator cannot be translated.
     """
     hold_products(captured.program)
+    _forget_pending(captured.program)
     with _quiet(), torch.no_grad():
         try:
             translated = torch.onnx.export(
@@ -59,6 +62,14 @@ def to_ir(captured: Captured) -> ir.Model:
     spell_out_products(translated.model)
     clean(translated.model)
     return translated.model
+
+
+def _forget_pending(program: ExportedProgram) -> None:
+    """What an earlier translation leaves of sizes that follow from values, torch would ask of the next one."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor) and value.fake_mode.shape_env is not None:
+            value.fake_mode.shape_env.pending_fresh_unbacked_symbols.clear()
 
 
 def _adopt_constants(graph: ir.Graph) -> None:
