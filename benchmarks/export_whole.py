@@ -90,7 +90,7 @@ def counts(figures: dict[str, dict[str, Any]], asked: int) -> dict[str, int]:
         "of them at fixed shapes": sum(
             note.startswith(FIXED) for found in passed for note in found["notes"]
         ),
-        "all sites fused": sum(found["fused"] == found["sites"] for found in passed),
+        "all sites fused": sum(0 < found["sites"] == found["fused"] for found in passed),
         "sites": sum(found["sites"] for found in passed),
         "fused": sum(found["fused"] for found in passed),
     }

@@ -19,11 +19,9 @@ from exporters.recipe import Match, Recipe
 from exporters.rewrite import Rewriter
 from exporters.runtime import Operators
 from surgery.anatomy.attention import Core, find_cores
-from surgery.anatomy.capture import refuse_open_shapes
 from surgery.anatomy.flow import Flow
-from surgery.anatomy.graph import Graph, module_path
+from surgery.anatomy.graph import Graph, module_path, shape_of
 from surgery.anatomy.linears import LinearReader
-from surgery.errors import CaptureError
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,6 @@ def fuse(
         fed: Weights that are no constants, because they can be fed at run time.
     """
     program = captured.program
-    try:
-        refuse_open_shapes(program, model)
-    except CaptureError as error:
-        return Fusion((), Counter(), (f"attention was not looked for: {error.why}",))
     rewriter = Rewriter(program)
     norms = _fold_norms(program, rewriter, fed)
     graph = _Fixed(program, fed)
@@ -140,6 +134,8 @@ def _match_sites(flow: Flow, inputs: Inputs, recipe: Recipe) -> Iterator[Found]:
 
 def _match(core: Core, graph: Graph, inputs: Inputs, recipe: Recipe) -> Match | Refusal:
     """The first pattern that takes the site; else what the most permissive one says."""
+    if any(size < 0 for node in (core.query, core.key, core.value) for size in shape_of(node)):
+        return Refusal("its sizes follow from the values of tensors")
     found: Match | Refusal = Refusal("no pattern was tried")
     for pattern in recipe.sites:
         found = pattern.match(core, graph, inputs)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, fx
@@ -29,9 +30,14 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def size_of(size: int | torch.SymInt) -> int:
-    """The size a dimension was captured at. ``int()`` would make a dynamic one a constant for good."""
-    hint: Any = size if isinstance(size, int) else size.node.hint
-    return int(hint)
+    """The size a dimension was captured at. ``int()`` would make a dynamic one a constant for good.
+
+    A size that follows from values has none: it gets a negative number that equals no other size's.
+    """
+    if isinstance(size, int):
+        return size
+    hint: Any = size.node.hint
+    return int(hint) if hint is not None else -1 - crc32(str(size).encode())
 
 
 def module_path(node: fx.Node) -> str:

@@ -197,3 +197,33 @@ def test_outputs_that_are_numbers_are_left_out_and_told(tmp_path: Path) -> None:
     assert [output.name for output in session(path).get_outputs()] == ["y"]
     told = {note.partition(" is a number")[0] for note in report.notes}
     assert told == {"sizes.0", "sizes.1", "scale"}
+
+
+class Chosen(nn.Module):
+    """Attends all tokens, then those that a mask keeps: how many, no graph can know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        x = x + self.attend(self.first(x))
+        return self.attend(self.second(x[kept])[None])[0]
+
+    @staticmethod
+    def attend(qkv: Tensor) -> Tensor:
+        q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_attention_before_an_unknown_size_is_fused_and_that_behind_it_told(tmp_path: Path) -> None:
+    path, model = tmp_path / "model.onnx", Chosen().eval()
+    x, kept = torch.randn(2, LENGTH, WIDTH), torch.rand(2, LENGTH) > 0.5
+    given = {"x": x, "kept": kept}
+    report = exporters.to_onnx(
+        model, path, example_inputs=given, dynamic={"x": {0: "batch"}, "kept": {0: "batch"}}
+    )
+    assert report.unfused == {"its sizes follow from the values of tensors": 1}
+    assert report.fused == 1
+    few = {"x": x, "kept": torch.eye(2, LENGTH).bool()}
+    np.testing.assert_allclose(run(path, few), model(**few).detach().numpy(), atol=1e-5)
