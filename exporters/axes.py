@@ -63,5 +63,6 @@ def _bad_axis(name: str, why: str, tensors: Mapping[str, Tensor]) -> ExportError
         "the dynamic dimensions do not fit the example inputs",
         where=name,
         why=why,
-        remedy=f'the inputs are {known}; pass dynamic={{"{next(iter(tensors))}": {{0: "batch"}}}}',
+        remedy=f'the inputs are {known}; pass dynamic={{"{next(iter(tensors))}": {{0: "batch"}}}} '
+        "with each dimension that is open, or dynamic=False",
     )
