@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from weakref import WeakKeyDictionary
@@ -45,6 +45,7 @@ _EXTREMES = {torch.finfo(torch.float32).min, torch.finfo(torch.float32).max}
 _BEYOND, _LONGEST = 16, 6000
 
 Sizes = dict[sympy.Symbol, int]
+Padding = Callable[[list[int]], Tensor]
 _KNOWN: WeakKeyDictionary[Graph, dict[tuple[fx.Node | Replay, bool], MaskReading]]
 _KNOWN = WeakKeyDictionary()
 """What was read already: layers share masks."""
@@ -117,7 +118,7 @@ def _read(mask: fx.Node | Replay, graph: Graph, inputs: Inputs, decoder: bool) -
     tokens = _padding_input(graph, inputs)
     try:
         sizes = _sizes(mask, graph, inputs, numbers)
-        trials = [_run(mask, graph, tokens, chosen) for chosen in sizes]
+        trials = [_run(mask, graph, tokens, *each) for each in product(sizes, (_scattered, _lone))]
     except NotConstantError:
         return MaskReading(bias=mask)
     windows: list[int | None] = [None, *(sorted(numbers) if decoder else ())]
@@ -130,8 +131,10 @@ def _read(mask: fx.Node | Replay, graph: Graph, inputs: Inputs, decoder: bool) -
     return MaskReading(bias=mask)
 
 
-def _run(mask: fx.Node, graph: Graph, tokens: fx.Node | None, sizes: Sizes) -> _Trial:
-    """Run a mask at some sizes.
+def _run(
+    mask: fx.Node, graph: Graph, tokens: fx.Node | None, sizes: Sizes, padding: Padding
+) -> _Trial:
+    """Run a mask at some sizes, on one kind of padding.
 
     Raises:
         NotConstantError: If it depends on more than padding and lengths, or does more than hide.
@@ -139,7 +142,7 @@ def _run(mask: fx.Node, graph: Graph, tokens: fx.Node | None, sizes: Sizes) -> _
     evaluate = Evaluator(graph, sizes=sizes)
     kept = None
     if tokens is not None:
-        kept = _scattered([evaluate.size(n) for n in tokens.meta["val"].shape])
+        kept = padding([evaluate.size(n) for n in tokens.meta["val"].shape])
         evaluate.values[tokens] = kept.to(tokens.meta["val"].dtype)
     value: Tensor = evaluate(mask)
     if value.dtype is torch.bool:
@@ -153,6 +156,11 @@ def _run(mask: fx.Node, graph: Graph, tokens: fx.Node | None, sizes: Sizes) -> _
 def _scattered(shape: list[int]) -> Tensor:
     """A padding mask that hides every third token: no two of the possible readings agree on it."""
     return torch.arange(torch.Size(shape).numel()).reshape(shape) % 3 != 1
+
+
+def _lone(shape: list[int]) -> Tensor:
+    """A padding mask that keeps the first token alone: pooled over several tokens, the other one hides none."""
+    return (torch.arange(shape[1]) == 0).expand(shape)
 
 
 def _sizes(mask: fx.Node, graph: Graph, inputs: Inputs, numbers: frozenset[int]) -> Iterator[Sizes]:

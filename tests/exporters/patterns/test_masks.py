@@ -84,6 +84,14 @@ class Strange(Masked):
         return attention_mask[:, None, :, None].float() * 0.5 - torch.zeros(length)
 
 
+class Pooled(Masked):
+    """As CANINE: a key is seen if it or its neighbour is a token."""
+
+    def mask(self, length, attention_mask):
+        pooled = F.max_pool1d(attention_mask[:, None].float(), 2, 2)
+        return pooled.repeat_interleave(2, -1)[:, :, None].bool()
+
+
 def read(site, dynamic):
     inputs = {"x": torch.randn(2, LENGTH, 6), "attention_mask": tokens()}
     found, captured, graph = match(site, inputs, dynamic)
@@ -149,8 +157,9 @@ def test_at_a_fixed_length_the_proof_is_complete(kind):
     assert found.mask.causal
 
 
-def test_any_other_mask_is_handed_on():
-    found, _, _ = read(Strange(2, 3), AXES)
+@pytest.mark.parametrize("kind", [Strange, Pooled])
+def test_any_other_mask_is_handed_on(kind):
+    found, _, _ = read(kind(2, 3), AXES if kind is Strange else False)
     assert found.mask.bias is not None
     assert found.mask.padding is None
 
