@@ -59,6 +59,18 @@ def test_an_output_that_a_file_cannot_hold_is_refused_and_not_left_out():
         capture(Remembers(), collect(Remembers(), torch.randn(2, 4)))
 
 
+class Squeezes(nn.Module):
+    """Asks for a size to go that is not 1, as transducers do where they are given several tokens."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.squeeze(1).squeeze((1, 2)) + x[:, :1].squeeze(1)[:, None]
+
+
+def test_a_squeeze_of_nothing_is_left_out(tmp_path):
+    path = tmp_path / "model.onnx"
+    assert exporters.to_onnx(Squeezes().eval(), path, example_inputs=torch.randn(2, 3, 4)).passed
+
+
 class Vectorised(nn.Module):
     """Makes its mask with vmap, and hands out its input's name for something else."""
 
