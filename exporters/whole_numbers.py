@@ -45,7 +45,23 @@ def _known(program: ExportedProgram) -> dict[fx.Node, Tensor]:
             continue
         if isinstance(found, Tensor):
             values[node] = found
-    return values
+    # What is written to later, with something that is not known, is no constant, nor are views of it.
+    written = {
+        _memory(values[node.args[0]])
+        for node in program.graph.nodes
+        if node not in values and _writes(node) and node.args[0] in values
+    }
+    return {node: value for node, value in values.items() if _memory(value) not in written}
+
+
+def _memory(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operator changes one of its inputs in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _whole_throughout(node: fx.Node) -> bool:
