@@ -176,6 +176,8 @@ def trace_result(result: fx.Node, graph: Graph) -> Gathered | Refusal:
         if not is_move(node) and not keeps_values(node):
             return Refusal(f"the result passes through {op_name(node)} before its heads are joined")
         found = values(node)
+        if not isinstance(found, Tensor):
+            return Refusal(f"the result passes through {op_name(node)} before its heads are joined")
         if found.shape == expected.shape and torch.equal(found, expected):
             return Gathered(node, None)
         joins = op_name(node) in {"view", "reshape", "_unsafe_view"}

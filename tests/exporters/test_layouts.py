@@ -133,6 +133,7 @@ def test_a_mask_is_fixed_only_where_the_graph_follows_from_it(tmp_path: Path) ->
     assert takes(path) == {"input_ids", "patches"}
 
 
+@pytest.mark.slow
 def test_a_file_for_one_text_alone_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(SurgeryError):
         exporters.to_onnx(Prompt("ids").eval(), tmp_path / "model.onnx", example_inputs=prompt())

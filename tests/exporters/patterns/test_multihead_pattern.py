@@ -105,6 +105,13 @@ class OneHead(Spelled):
         return torch.bmm(scores.softmax(-1), v)[:, None]
 
 
+class Split(Site):
+    """The attended values fall into parts before anything else."""
+
+    def join(self, attended):
+        return torch.cat([part.sin() for part in attended.split(3, 2)], 2)
+
+
 class Unjoined(Site):
     def join(self, attended):
         return attended * 2
@@ -163,6 +170,7 @@ def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
         Alibi(4, 4),
         OneHead(1, 4),
         Unjoined(4, 4),
+        Split(4, 4),
         Spelled(4, 4),
         Biased(4, 4),
         ByHead(4, 4),
