@@ -15,10 +15,11 @@ _HELD = ("surgery", "GroupedMatMul")
 
 def hold_products(program: ExportedProgram) -> None:
     """Give every grouped product of a program a name that the exporter passes through, in place."""
+    products = [node for node in program.graph.nodes if op_name(node) == _SOURCE]
+    if not products:
+        return
     rewriter = Rewriter(program)
-    for node in list(program.graph.nodes):
-        if op_name(node) != _SOURCE:
-            continue
+    for node in products:
         rows, weight, _ = operands = node.args
         assert isinstance(rows, fx.Node) and isinstance(weight, fx.Node)
         with rewriter.before(node):

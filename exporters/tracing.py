@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from exporters.inputs import Inputs, identifier
 from exporters.whole_numbers import fold_whole_numbers
 from surgery.anatomy.capture import Values, capture
+from surgery.anatomy.graph import is_open
 from surgery.errors import CaptureError
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
@@ -71,9 +72,7 @@ def _asks(program: ExportedProgram) -> bool:
     for node in program.graph.nodes:
         value = node.meta.get("val")
         numbers = value.shape if isinstance(value, Tensor) else (value,)
-        if any(
-            isinstance(n, torch.SymInt | torch.SymFloat) and n.node.hint is None for n in numbers
-        ):
+        if any(map(is_open, numbers)):
             return True
     return False
 

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from exporters.evaluate import Evaluator, NotConstantError
 from exporters.rewrite import Rewriter
-from surgery.anatomy.graph import Graph
+from surgery.anatomy.graph import Graph, writes
 from surgery.anatomy.known import is_whole
 
 
@@ -49,19 +49,13 @@ def _known(program: ExportedProgram) -> dict[fx.Node, Tensor]:
     written = {
         _memory(values[node.args[0]])
         for node in program.graph.nodes
-        if node not in values and _writes(node) and node.args[0] in values
+        if node not in values and writes(node) and node.args[0] in values
     }
     return {node: value for node, value in values.items() if _memory(value) not in written}
 
 
 def _memory(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
-
-
-def _writes(node: fx.Node) -> bool:
-    """Whether an operator changes one of its inputs in place."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
 
 
 def _whole_throughout(node: fx.Node) -> bool:

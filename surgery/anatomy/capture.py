@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.conversions import idle_conversions
+from surgery.anatomy.graph import is_open
 from surgery.anatomy.known import has_known_integers, is_whole, known_integers
 from surgery.anatomy.valued import has_real_values, real_values, settle_sizes
 from surgery.errors import CaptureError
@@ -134,7 +135,7 @@ def refuse_open_shapes(program: ExportedProgram, model: nn.Module) -> None:
     for node in program.graph.nodes:
         value = node.meta.get("val")
         sizes = value.shape if isinstance(value, torch.Tensor) else ()
-        if any(isinstance(s, torch.SymInt) and s.node.hint is None for s in sizes):
+        if any(map(is_open, sizes)):
             raise CaptureError(
                 f"the graph of {type(model).__name__} has tensors whose size depends on values",
                 where=str(node.meta.get("stack_trace", node.name)).strip().splitlines()[-1].strip(),

@@ -37,7 +37,12 @@ def size_of(size: int | torch.SymInt) -> int:
     if isinstance(size, int):
         return size
     hint: Any = size.node.hint
-    return int(hint) if hint is not None else -1 - crc32(str(size).encode())
+    return -1 - crc32(str(size).encode()) if is_open(size) else int(hint)
+
+
+def is_open(number: object) -> bool:
+    """Whether a number of the graph follows from the values of a tensor, so that nobody knows it."""
+    return isinstance(number, torch.SymInt | torch.SymFloat) and number.node.hint is None
 
 
 def module_path(node: fx.Node) -> str:
@@ -114,7 +119,7 @@ class Graph:
     @cached_property
     def live(self) -> frozenset[fx.Node]:
         """Nodes from which a path leads to an output of the model, or to a write in place that may."""
-        ends = [n for n in self.program.graph.nodes if n.op == "output" or _writes(n)]
+        ends = [n for n in self.program.graph.nodes if n.op == "output" or writes(n)]
         return frozenset(backward(ends))
 
     @cached_property
@@ -124,7 +129,8 @@ class Graph:
         return tuple(last.all_input_nodes)
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether an operator changes one of its inputs in place."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 
