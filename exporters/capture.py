@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -13,9 +12,10 @@ from torch.utils import _pytree as pytree
 from exporters.axes import BATCH
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, identifier
+from exporters.respell import respell
 from exporters.rewrite import drop_unread
 from exporters.tracing import spelled, trace
-from surgery.anatomy.graph import op_name, shape_of
+from surgery.anatomy.graph import op_name
 
 _UNBOUNDED = 2**31
 
@@ -87,19 +87,8 @@ def _tidy(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
         if op_name(node).startswith("_assert_"):
             program.graph.erase_node(node)
-        elif _squeezes_nothing(node):
-            node.replace_all_uses_with(node.args[0])
+    respell(program.graph)
     drop_unread(program.graph)
-
-
-def _squeezes_nothing(node: fx.Node) -> bool:
-    """Whether no size that ``squeeze`` names is 1: torch leaves it as it is, ONNX refuses."""
-    if op_name(node) != "squeeze" or len(node.args) < 2:
-        return False
-    x, dims = node.args
-    assert isinstance(x, fx.Node)
-    named = dims if isinstance(dims, Sequence) else [dims]
-    return all(isinstance(d, int) and shape_of(x)[d] > 1 for d in named)
 
 
 def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:

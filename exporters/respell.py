@@ -1,0 +1,113 @@
+"""Spelling out what torch's exporter or onnxscript would get wrong, before anything else reads a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from exporters.complex_numbers import write_real
+from exporters.rewrite import insert_before
+from surgery.anatomy.graph import op_name, shape_of
+
+aten = torch.ops.aten
+
+_NEUTRAL = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0}
+"""What leaves the first operand as it is."""
+
+_BESIDE_0, _BESIDE_1 = 1e-7, 1e-4
+"""Ten times what onnxscript takes for the number itself."""
+
+
+def respell(graph: fx.Graph) -> None:
+    """Rewrite a captured graph in place; it computes the same.
+
+    * A scalar next to the neutral one becomes a tensor of one element: onnxscript drops ``+ 1e-8``, and
+      ``x * rsqrt(mean(x^2) + 1e-8)`` would make NaN of a row of zeros. Its rules look for tensors of no
+      dimension alone.
+    * ``1.0 - n`` of whole numbers casts them first: torch's exporter promotes no second operand.
+    * Complex numbers become pairs of real ones.
+    * Equal parts of a dynamic size are selected, not split off: onnxscript wants to know the size.
+    * A ``squeeze`` of sizes that are not 1 is left out: torch leaves them as they are, ONNX refuses.
+    """
+    write_real(graph)
+    for node in list(graph.nodes):
+        if _is_nearly_neutral(node):
+            _hold_scalar(node)
+        elif _subtracts_whole(node):
+            _cast_operand(node)
+        elif _squeezes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+        elif _splits_evenly(node):
+            _select_parts(node)
+
+
+def _is_nearly_neutral(node: fx.Node) -> bool:
+    neutral = _NEUTRAL.get(op_name(node))
+    if neutral is None or len(node.args) != 2:
+        return False
+    x, scalar = node.args
+    if not isinstance(x, fx.Node) or not isinstance(scalar, float) or scalar == neutral:
+        return False
+    near = math.isclose(scalar, neutral, rel_tol=_BESIDE_1, abs_tol=_BESIDE_0)
+    value = x.meta["val"]
+    # Numbers of the graph have operators of these names, too.
+    return near and isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
+
+
+def _hold_scalar(node: fx.Node) -> None:
+    """``x + c`` with c of shape (1,), in the dtype of x."""
+    x, scalar = node.args
+    assert isinstance(x, fx.Node)
+    like = x.meta["val"]
+    kind = {"dtype": like.dtype, "device": like.device}
+    node.args = (x, insert_before(node, aten.full.default, [1], scalar, **kind))
+
+
+def _subtracts_whole(node: fx.Node) -> bool:
+    if node.target is not aten.rsub.Scalar:
+        return False
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    return bool(x.meta["val"].dtype != node.meta["val"].dtype)
+
+
+def _cast_operand(node: fx.Node) -> None:
+    x, *others = node.args
+    dtype = node.meta["val"].dtype
+    node.args = (insert_before(node, aten._to_copy.default, x, dtype=dtype), *others)
+
+
+def _squeezes_nothing(node: fx.Node) -> bool:
+    """Whether no size that ``squeeze`` names is 1."""
+    if op_name(node) != "squeeze" or len(node.args) < 2:
+        return False
+    x, dims = node.args
+    assert isinstance(x, fx.Node)
+    named = dims if isinstance(dims, Sequence) else [dims]
+    return all(isinstance(d, int) and shape_of(x)[d] > 1 for d in named)
+
+
+def _splits_evenly(node: fx.Node) -> bool:
+    """Whether ``split`` or ``chunk`` makes parts of one dynamic size."""
+    if node.target not in {aten.split.Tensor, aten.chunk.default}:
+        return False
+    sizes = [part.shape[_dim(node)] for part in node.meta["val"]]
+    return isinstance(sizes[0], torch.SymInt) and len(set(map(str, sizes))) == 1
+
+
+def _select_parts(node: fx.Node) -> None:
+    x, count = node.args[0], len(node.meta["val"])
+    first, *_ = node.users
+    parts = insert_before(first, aten.unflatten.int, x, _dim(node), [count, -1])
+    for user in list(node.users):
+        part = insert_before(user, aten.select.int, parts, _dim(node), user.args[1])
+        user.replace_all_uses_with(part)
+
+
+def _dim(node: fx.Node) -> int:
+    dim = node.args[2] if len(node.args) > 2 else 0
+    assert isinstance(dim, int)
+    return dim
