@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from exporters.causal import IDS, MASK, DecoderStep
+from exporters.eager import Array
 from exporters.errors import ExportError
-from exporters.parity import Array, Call, Found, ParityRow, relative_error
+from exporters.parity import Call, Found, ParityRow, relative_error
 
 _LENGTHS = (7, 4, 1)
 _STEPS = 6

@@ -80,6 +80,7 @@ class Maker:
             tolerance = TOLERANCES[self.precision]
             wanted = expected or Counter()
             found = verify(staged, self.truth, wanted, here, tolerance, self.adapter)
+            self.notes.extend(found.notes)
         return FileReport(
             path,
             target,

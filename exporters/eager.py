@@ -1,0 +1,60 @@
+"""What the model itself computes, and how far fp32 determines it: eager PyTorch in fp32 and in fp64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from exporters.inputs import Inputs
+
+Array = np.ndarray[Any, Any]
+Case = tuple[Inputs, list[Array]]
+"""Inputs, and what the model makes of them."""
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Array]:
+    """The output tensors, flattened as the exporter flattens them."""
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(model(**inputs.kwargs))
+    return [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def rounding(model: nn.Module, cases: Sequence[Case]) -> list[float]:
+    """The largest ``|fp32 - fp64|`` of each output over all cases; a copy of the model computes in fp64.
+
+    Args:
+        model: In fp32.
+        cases: What it computed.
+
+    Returns:
+        One number an output; none if the model does not compute in fp64.
+    """
+    try:
+        exact = copy.deepcopy(model).double()
+        found = [outputs_of(exact, _widened(inputs)) for inputs, _ in cases]
+    except Exception:  # whatever a model raises that fixes its dtypes
+        return []
+    errors = [
+        [_apart(*pair) for pair in zip(rounded, wide, strict=True)]
+        for (_, rounded), wide in zip(cases, found, strict=True)
+    ]
+    return [max(output) for output in zip(*errors, strict=True)]
+
+
+def _widened(inputs: Inputs) -> Inputs:
+    return inputs.on(next(iter(inputs.tensors.values())).device, torch.float64)
+
+
+def _apart(rounded: Array, exact: Array) -> float:
+    """The largest difference; 0 where the values are not comparable."""
+    if rounded.shape != exact.shape:
+        return 0.0
+    found = float(np.abs(rounded.astype(np.float64) - exact).max(initial=0))
+    return found if math.isfinite(found) else 0.0

@@ -1,0 +1,118 @@
+"""What a file may be apart from the model by: the tolerance, or what fp32 itself leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exporters
+from exporters.capture import capture
+from exporters.eager import Array
+from exporters.inputs import collect
+from exporters.parity import ParityRow, Truth
+from exporters.verify import Verification
+
+
+class Difference(nn.Module):
+    """Far from what fp32 can tell: the difference of two large sums, beside an output that is well told."""
+
+    def __init__(self, large: float = 1e4) -> None:
+        super().__init__()
+        self.linear, self.large = nn.Linear(64, 3), large
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x)
+        return y, (y + self.large) - self.large
+
+
+class Halves(Difference):
+    """Cannot compute in fp64."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, z = super().forward(x)
+        return y, z @ torch.ones(3, 3)
+
+
+def truth(model: nn.Module) -> Truth:
+    torch.manual_seed(0)
+    return Truth.of(model, capture(model, collect(model, torch.randn(2, 64))))
+
+
+class Apart:
+    """A file that is apart from the model by some share of each output's largest value."""
+
+    def __init__(self, truth: Truth, *shares: float) -> None:
+        self.cases, self.shares = iter(truth.cases), shares
+
+    def __call__(self, feeds: Mapping[str, Array]) -> list[Array]:
+        _, outputs = next(self.cases)
+        pairs = zip(outputs, self.shares, strict=True)
+        return [output + share * np.abs(output).max() for output, share in pairs]
+
+
+def verdicts(model: nn.Module, *shares: float) -> list[set[bool]]:
+    """Whether each output passed, over all cases."""
+    reference = truth(model.eval())
+    rows = reference.measure(Apart(reference, *shares), 1e-5).rows
+    return [{row.passed for row in rows if row.output == name} for name in reference.outputs]
+
+
+def test_an_output_may_be_apart_by_what_fp32_leaves_open() -> None:
+    assert verdicts(Difference(), 0, 4e-5) == [{True}, {True}]
+
+
+def test_what_fp32_tells_may_not() -> None:
+    assert verdicts(Difference(), 4e-5, 0) == [{False}, {True}]
+
+
+@pytest.mark.parametrize("large", [1e4, 1e6])
+def test_however_little_fp32_tells_a_fault_is_found(large: float) -> None:
+    assert verdicts(Difference(large), 0, 2e-3)[1] == {False}
+
+
+def test_nan_never_passes() -> None:
+    assert verdicts(Difference(), 0, np.nan)[1] == {False}
+
+
+def test_without_fp64_the_tolerance_holds() -> None:
+    assert verdicts(Halves(), 0, 4e-5)[1] == {False}
+
+
+def test_the_model_is_not_asked_where_the_tolerance_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("exporters.parity.rounding", lambda *_: pytest.fail("asked"))
+    assert verdicts(Difference(), 0, 0) == [{True}, {True}]
+
+
+def test_a_report_says_what_fp32_leaves_open(tmp_path: Path) -> None:
+    class Rounded(nn.Module):
+        """In steps of 6e-5: a last bit of the linear, which no two libraries agree on, decides for one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 512)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.linear(x) + 1e3) - 1e3
+
+    torch.manual_seed(0)
+    path = tmp_path / "model.onnx"
+    x = torch.randn(2, 64)
+    report = exporters.to_onnx(Rounded().eval(), path, example_inputs=x, target="portable")
+    error = report.files[0].error
+    assert error is not None
+    told = [note for note in report.notes if note.startswith("output may differ by")]
+    assert bool(told) == (error > 1e-5)
+
+
+def test_only_outputs_beyond_the_tolerance_are_told() -> None:
+    rows = [ParityRow("y", {}, 2e-5, 1e-5, 3e-5), ParityRow("z", {}, 9e-6, 1e-5)]
+    rows += [ParityRow("w", {}, 4e-5, 1e-5, 3e-5)]
+    (note,) = Verification(rows).notes
+    assert note.startswith("y may differ by 3e-05")
