@@ -14,7 +14,7 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 
-from exporters.capture import Captured
+from exporters.capture import Captured, placeholders
 from exporters.errors import ExportError
 from exporters.experts import hold_products, spell_out_products
 from exporters.inputs import identifier
@@ -54,14 +54,20 @@ def to_ir(captured: Captured) -> ir.Model:
             ) from error
     assert translated is not None
     translated.rename_axes(dict(captured.symbols))
-    names = {identifier(name): name for name in captured.inputs.tensors}
-    for value in translated.model.graph.inputs:
-        value.name = names.get(str(value.name), value.name)
+    _name_inputs(translated.model.graph, captured)
     _adopt_constants(translated.model.graph)
     divide_by_roots(translated.model)
     spell_out_products(translated.model)
     clean(translated.model)
     return translated.model
+
+
+def _name_inputs(graph: ir.Graph, captured: Captured) -> None:
+    """As the model calls them. One that is returned as it is has another name by now, so their order counts."""
+    names = {identifier(name): name for name in captured.inputs.tensors}
+    order = [names[node] for node in placeholders(captured.program) if node in names]
+    for value, name in zip(graph.inputs, order, strict=True):
+        value.name = name
 
 
 def _forget_pending(program: ExportedProgram) -> None:

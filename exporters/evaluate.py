@@ -9,7 +9,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from surgery.anatomy.graph import Graph, is_open, size_of
+from surgery.anatomy.graph import Graph, is_open, op_name, size_of
 
 
 class NotConstantError(Exception):
@@ -68,7 +68,8 @@ class Evaluator:
             return self.size(value)
         if node.op == "placeholder":
             return self._stored(node)
-        if node.op != "call_function":
+        # What ends in _remove_batch_dim began inside vmap, where no node can be run by itself.
+        if node.op != "call_function" or op_name(node) == "_remove_batch_dim":
             raise NotConstantError(node.name)
         if node in self.transparent:
             return self(node.all_input_nodes[0])
@@ -85,6 +86,21 @@ class Evaluator:
         if stored is None:
             raise NotConstantError(node.name)
         return stored.detach()
+
+
+class Constants(Evaluator):
+    """Computes what neither inputs nor dynamic sizes change."""
+
+    def size(self, size: int | torch.SymInt) -> int:
+        """A size as a number.
+
+        Raises:
+            NotConstantError: If it is dynamic.
+        """
+        found = size if isinstance(size, int) else size.node.maybe_as_int()
+        if found is None:
+            raise NotConstantError(str(size))
+        return int(found)
 
 
 def index_tensor(shape: tuple[int, ...]) -> Tensor:

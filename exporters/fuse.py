@@ -134,8 +134,12 @@ def _match_sites(flow: Flow, inputs: Inputs, recipe: Recipe) -> Iterator[Found]:
 
 def _match(core: Core, graph: Graph, inputs: Inputs, recipe: Recipe) -> Match | Refusal:
     """The first pattern that takes the site; else what the most permissive one says."""
-    if any(size < 0 for node in (core.query, core.key, core.value) for size in shape_of(node)):
+    operands = (core.query, core.key, core.value)
+    if any(size < 0 for node in operands for size in shape_of(node)):
         return Refusal("its sizes follow from the values of tensors")
+    heads = [node.meta["val"].shape[1] for node in operands if len(shape_of(node)) == 4]
+    if not all(isinstance(number, int) for number in heads):
+        return Refusal("the number of its heads is a dynamic size")
     found: Match | Refusal = Refusal("no pattern was tried")
     for pattern in recipe.sites:
         found = pattern.match(core, graph, inputs)

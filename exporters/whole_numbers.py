@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from exporters.evaluate import Evaluator, NotConstantError
+from exporters.evaluate import Constants, NotConstantError
 from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, writes
 from surgery.anatomy.known import is_whole
@@ -35,7 +35,7 @@ def fold_whole_numbers(program: ExportedProgram) -> None:
 
 def _known(program: ExportedProgram) -> dict[fx.Node, Tensor]:
     """Value of each node that can be known, in graph order: a write in place changes what was there before."""
-    evaluate, values = Evaluator(Graph(program)), dict[fx.Node, Tensor]()
+    evaluate, values = Constants(Graph(program)), dict[fx.Node, Tensor]()
     for node in program.graph.nodes:
         if node.op != "call_function" or not _whole_throughout(node):
             continue

@@ -158,4 +158,6 @@ def unusable(mask: MaskReading, scores: Scores) -> Refusal | None:
     full = (batch, heads, lengths[0], shape_of(scores.value)[-2])
     if len(shape) <= 4 and all(m in (1, s) for m, s in zip(shape[::-1], full[::-1], strict=False)):
         return None
+    if min(shape) < 0:
+        return Refusal("the sizes of its mask follow from the values of tensors")
     return Refusal(f"the mask has shape {shape}, not {full}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from exporters.evaluate import Evaluator, NotConstantError
+from exporters.evaluate import Constants, Evaluator, NotConstantError
 from exporters.patterns.base import Refusal, is_move, keeps_values, readers
 from exporters.patterns.heads import linear_parts
 from exporters.rewrite import Rewriter
@@ -95,7 +95,7 @@ class BatchNormPattern:
         if op_name(node) != "batch_norm" or node.args[5]:
             return Refusal("no batch norm in eval mode")
         try:
-            factor, offset = _change(node, Evaluator(graph))
+            factor, offset = _change(node, Constants(graph))
         except NotConstantError as error:
             return Refusal(f"{error} is no constant")
         x = node.args[0]
@@ -109,7 +109,7 @@ class BatchNormPattern:
         return BatchNormMatch(node, x, tuple(p.behind(factor, offset) for p in after if p))
 
 
-def _change(node: fx.Node, constants: Evaluator) -> tuple[Tensor, Tensor]:
+def _change(node: fx.Node, constants: Constants) -> tuple[Tensor, Tensor]:
     """Factor and summand of each channel, fp64."""
     weight, bias, mean, variance = (
         constants(a).double() if isinstance(a, fx.Node) else None for a in node.args[1:5]
@@ -165,7 +165,7 @@ def _product(node: fx.Node, graph: Graph) -> Product | None:
     if not parts or not all(isinstance(part, fx.Node) for part in parts[:2]):
         return None
     x, weight, bias = parts
-    constants = Evaluator(graph)
+    constants = Constants(graph)
     try:
         matrix = constants(weight).double()
         vector = constants(bias).double() if isinstance(bias, fx.Node) else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from exporters.evaluate import Evaluator, NotConstantError, index_tensor
+from exporters.evaluate import Constants, Evaluator, NotConstantError, index_tensor
 from exporters.patterns.base import Refusal, is_move, keeps_values, scale_factor
 from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name, shape_of
@@ -135,7 +135,7 @@ def _heads(
     assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
     if weight in graph.data or bias in graph.data:
         return Refusal(f"{role} is not projected: {op_name(linear)} multiplies two activations")
-    constants = Evaluator(graph)
+    constants = Constants(graph)
     try:
         matrix = constants(weight)
         vector = constants(bias) if isinstance(bias, fx.Node) else None

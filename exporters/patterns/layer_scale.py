@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from exporters.evaluate import Evaluator, NotConstantError
+from exporters.evaluate import Constants, NotConstantError
 from exporters.patterns.base import Refusal, keeps_values
 from exporters.patterns.heads import linear_parts
 from exporters.rewrite import Rewriter
@@ -50,7 +50,7 @@ class LayerScalePattern:
             return Refusal("no linear of its own behind the product")
         (gamma,) = (side for side in sides if side is not scaled[0])
         x, weight, bias, in_out = linear
-        constants = Evaluator(graph)
+        constants = Constants(graph)
         try:
             factors, matrix = constants(gamma), constants(weight)
             vector = None if bias is None else constants(bias)

@@ -10,7 +10,7 @@ from operator import getitem
 import torch
 from torch import Tensor, fx
 
-from exporters.evaluate import Evaluator, NotConstantError
+from exporters.evaluate import Constants, NotConstantError
 from exporters.rewrite import Rewriter
 from surgery.anatomy.attention import Core
 from surgery.anatomy.flow import Flow
@@ -60,12 +60,12 @@ def find_siblings(core: Core, graph: Graph, flow: Flow) -> Iterator[Siblings]:
         assert isinstance(x, fx.Node)
         groups[x].append(node)
     for x, linears in groups.items():
-        joined = _join(x, linears, Evaluator(graph)) if len(linears) > 1 else None
+        joined = _join(x, linears, Constants(graph)) if len(linears) > 1 else None
         if joined is not None:
             yield joined
 
 
-def _join(x: fx.Node, linears: Iterable[fx.Node], constants: Evaluator) -> Siblings | None:
+def _join(x: fx.Node, linears: Iterable[fx.Node], constants: Constants) -> Siblings | None:
     weights, biases = [], []
     for node in linears:
         _, weight, bias = (*node.args, None)[:3]

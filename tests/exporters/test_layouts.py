@@ -200,6 +200,21 @@ def test_outputs_that_are_numbers_are_left_out_and_told(tmp_path: Path) -> None:
     assert told == {"sizes.0", "sizes.1", "scale"}
 
 
+class Returning(nn.Module):
+    """Returns its mask beside what it computes."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"y": x * mask[..., None], "mask": mask}
+
+
+def test_an_input_that_is_returned_keeps_its_name(tmp_path: Path) -> None:
+    path, mask = tmp_path / "model.onnx", torch.tensor([[1.0, 0, 1], [0, 1, 1]])
+    given = {"x": torch.randn(2, 3, WIDTH), "mask": mask}
+    exporters.to_onnx(Returning().eval(), path, example_inputs=given)
+    assert [value.name for value in session(path).get_inputs()] == ["x", "mask"]
+    assert [value.name for value in session(path).get_outputs()] == ["y", "output_mask"]
+
+
 class Chosen(nn.Module):
     """Attends all tokens, then those that a mask keeps: how many, no graph can know."""
 
@@ -247,3 +262,20 @@ def test_what_is_written_to_later_is_no_constant(tmp_path: Path) -> None:
     for value in (x, -x):
         found = run(path, {"x": value})
         np.testing.assert_allclose(found, model(value, GRID).numpy(), atol=1e-6)
+
+
+class Numbered(nn.Module):
+    """Counts the patches, of which there are ten, and the tokens, of which there are any number."""
+
+    def forward(self, input_ids: Tensor, grid: Tensor) -> Tensor:
+        patches = torch.arange(sum(grid.prod(1).tolist()))
+        return input_ids * patches[-1] + torch.arange(input_ids.shape[1])
+
+
+def test_what_follows_from_a_dynamic_size_is_no_constant(tmp_path: Path) -> None:
+    path, model = tmp_path / "model.onnx", Numbered().eval()
+    given = {"input_ids": torch.randint(0, IMAGE, (2, LENGTH)), "grid": GRID}
+    axes = {"input_ids": {0: "batch", 1: "sequence"}}
+    exporters.to_onnx(model, path, example_inputs=given, dynamic=axes)
+    longer = torch.randint(0, IMAGE, (3, LENGTH + 4))
+    assert (run(path, {"input_ids": longer}) == model(longer, GRID).numpy()).all()

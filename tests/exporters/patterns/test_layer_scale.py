@@ -33,14 +33,19 @@ class ReadTwice(Scaled):
         return y * self.gamma + y
 
 
+class ByLength(Scaled):
+    def forward(self, x):
+        return self.linear(x) * torch.full([6], 1 / x.shape[0])
+
+
 class AfterActivation(Scaled):
     def forward(self, x):
         return self.linear(x).relu() * self.gamma
 
 
-def matches(model: nn.Module, x: torch.Tensor) -> list[LayerScaleMatch]:
+def matches(model: nn.Module, x: torch.Tensor, dynamic: bool = False) -> list[LayerScaleMatch]:
     model = model.eval()
-    graph = Graph(capture(model, collect(model, x, dynamic=False)).program)
+    graph = Graph(capture(model, collect(model, x, dynamic)).program)
     found = [LayerScalePattern().match(n, graph) for n in graph.nodes if op_name(n) == "mul"]
     return [match for match in found if isinstance(match, LayerScaleMatch)]
 
@@ -58,3 +63,9 @@ def test_the_factors_go_into_the_weight(model):
 )
 def test_anything_else_is_left(model):
     assert matches(model, torch.randn(2, 3, 4)) == []
+
+
+def test_a_factor_that_follows_from_a_dynamic_size_is_no_constant():
+    x = torch.randn(2, 3, 4)
+    assert matches(ByLength(), x, dynamic=True) == []
+    assert len(matches(ByLength(), x)) == 1
