@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from exporters.inputs import Inputs, identifier
+from exporters.lengths import open_lengths
 from exporters.whole_numbers import fold_whole_numbers
 from surgery.anatomy.capture import Values, capture
 from surgery.anatomy.graph import is_open
@@ -95,7 +96,7 @@ def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:
         given = {name: value for name, value in inputs.kwargs.items() if name not in bound}
         shapes = _as_arguments(model, {name: dims.get(name) for name in given})
         wanted, numbers = shapes if inputs.sizes else None, _Numbers()
-        with model.register_forward_hook(numbers):
+        with model.register_forward_hook(numbers), open_lengths(model):
             program = capture(model, (), given, dynamic_shapes=wanted, values=values)
     return Traced(program, inputs, frozenset(numbers.found))
 
