@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from exporters.axes import BATCH
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, identifier
+from exporters.missing import work_out_missing
 from exporters.respell import respell
 from exporters.rewrite import drop_unread
 from exporters.tracing import spelled, trace
@@ -88,6 +89,7 @@ def _tidy(program: ExportedProgram) -> None:
         if op_name(node).startswith("_assert_"):
             program.graph.erase_node(node)
     respell(program.graph)
+    work_out_missing(program)
     drop_unread(program.graph)
 
 
