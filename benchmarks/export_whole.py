@@ -31,6 +31,7 @@ from benchmarks.export_zoo import as_table, outcome
 from benchmarks.record import RESULTS, keep, load
 from benchmarks.zoo.examine import Specimen, enliven
 from benchmarks.zoo.libraries import library
+from surgery.errors import SurgeryError
 
 FIXED = "exported at fixed shapes"
 _READ = ("proved", "partial")
@@ -60,7 +61,7 @@ def _open_or_fixed(specimen: Specimen, path: Path) -> exporters.ExportReport:
     model = specimen.model.eval()
     try:
         return exporters.to_onnx(model, path, example_inputs=specimen.inputs)
-    except exporters.ExportError as error:
+    except SurgeryError as error:
         if "dynamic=False" not in (error.remedy or ""):
             raise
         report = exporters.to_onnx(model, path, example_inputs=specimen.inputs, dynamic=False)

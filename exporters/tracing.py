@@ -65,7 +65,14 @@ def trace(model: nn.Module, inputs: Inputs) -> Traced:
     if found is not None:
         return found  # ONNX has operators for much that follows from values
     assert stopped is not None
-    raise stopped
+    raise _about_export(stopped, inputs) from stopped
+
+
+def _about_export(error: CaptureError, inputs: Inputs) -> CaptureError:
+    """The same with what helps here: there may be a graph for one set of sizes where there is none for all."""
+    fixed = ", or dynamic=False: there may be a graph for these shapes alone"
+    remedy = f"pass example_inputs= that the model accepts{fixed if inputs.sizes else ''}"
+    return CaptureError(error.what, where=error.where, why=error.why, remedy=remedy)
 
 
 def _asks(program: ExportedProgram) -> bool:

@@ -196,7 +196,7 @@ def _model_line(error: Exception) -> str | None:
     frame, found = error.__traceback__, None
     while frame is not None:
         module = frame.tb_frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] not in {"torch", "surgery", "contextlib"}:
+        if module.partition(".")[0] not in {"torch", "surgery", "exporters", "contextlib"}:
             found = f"{module}, line {frame.tb_lineno}, in {frame.tb_frame.f_code.co_name}"
         frame = frame.tb_next
     return found

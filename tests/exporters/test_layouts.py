@@ -279,3 +279,27 @@ def test_what_follows_from_a_dynamic_size_is_no_constant(tmp_path: Path) -> None
     exporters.to_onnx(model, path, example_inputs=given, dynamic=axes)
     longer = torch.randint(0, IMAGE, (3, LENGTH + 4))
     assert (run(path, {"input_ids": longer}) == model(longer, GRID).numpy()).all()
+
+
+class Unpadded(nn.Module):
+    """Asks whether there is padding at all, as FSMT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        return y if attention_mask.bool().all() else y * attention_mask[..., None]
+
+
+def test_a_graph_for_some_shapes_alone_is_offered(tmp_path: Path) -> None:
+    path, model, mask = tmp_path / "m.onnx", Unpadded().eval(), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    given = {"x": torch.randn(2, 3, WIDTH), "attention_mask": mask}
+    with pytest.raises(SurgeryError, match=r"dynamic=False: .* these shapes alone") as caught:
+        exporters.to_onnx(model, path, example_inputs=given)
+    assert caught.value.where is not None
+    assert caught.value.where.startswith(f"{__name__}, line ")
+    report = exporters.to_onnx(model, path, example_inputs=given, dynamic=False)
+    assert any(note.startswith("attention_mask is fixed at") for note in report.notes)
+    assert takes(path) == {"x"}
