@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -99,9 +100,9 @@ def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:
         for name in inputs.tensors
     }
     # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
-    with torch.no_grad(), _FourDimensions(), _bound(model, inputs.constants) as bound:
+    with torch.no_grad(), _FourDimensions(), _bound(model, inputs) as bound:
         given = {name: value for name, value in inputs.kwargs.items() if name not in bound}
-        shapes = _as_arguments(model, {name: dims.get(name) for name in given})
+        shapes = {name: dims.get(name) for name in given}
         wanted, numbers = shapes if inputs.sizes else None, _Numbers()
         with model.register_forward_hook(numbers), open_lengths(model):
             program = capture(model, (), given, dynamic_shapes=wanted, values=values)
@@ -115,28 +116,32 @@ def spelled(path: Sequence[Any]) -> str:
 
 
 @contextmanager
-def _bound(model: nn.Module, constants: Mapping[str, Any]) -> Iterator[set[str]]:
-    """Give the model constants that are no arguments of torch.export.
+def _bound(model: nn.Module, inputs: Inputs) -> Iterator[set[str]]:
+    """Give the model constants that are no arguments of torch.export, and every input a name of its own.
 
-    Those are tensors, and what only ``**kwargs`` takes: torch 2.11 has no dynamic shapes for it.
+    Such constants are tensors, and what only ``**kwargs`` takes. Inputs that only ``**kwargs`` takes have
+    no dynamic shapes in torch 2.11, and conditions on their shapes that torch 2.15 cannot evaluate.
     """
-    forward = model.forward
-    known = inspect.signature(forward).parameters
-    rest = {n: v for n, v in constants.items() if n not in known or isinstance(v, Tensor)}
-    before = vars(model).get("forward")
+    forward, parameters = model.forward, inspect.signature(model.forward).parameters
+    constants, tensors = inputs.constants, map(identifier, inputs.tensors)
+    rest = {n: v for n, v in constants.items() if n not in parameters or isinstance(v, Tensor)}
+    named = [Parameter(n, Parameter.KEYWORD_ONLY) for n in tensors if n not in parameters]
+    if not (rest or named):
+        yield set()
+        return
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs, **{name: _literal(v) for name, v in rest.items()})
 
-    vars(call)["__signature__"] = inspect.signature(partial(forward, **rest))
+    kept = [p for p in parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in rest]
+    vars(call)["__signature__"] = inspect.Signature([*kept, *named])
+    before = vars(model).get("forward")
+    model.forward = call
     try:
-        if rest:
-            model.forward = call
         yield set(rest)
     finally:
-        if rest:
-            del model.forward
-        if rest and before is not None:
+        del model.forward
+        if before is not None:
             model.forward = before
 
 
@@ -157,16 +162,6 @@ class _Numbers:
 def _literal(value: Any) -> Any:
     """A tensor as a literal of the graph: torch follows the values of those."""
     return torch.tensor(value.tolist(), dtype=value.dtype) if isinstance(value, Tensor) else value
-
-
-def _as_arguments(model: nn.Module, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Shapes by argument; what only ``**kwargs`` takes belongs under its name, which torch 2.11 insists on."""
-    parameters = inspect.signature(model.forward).parameters
-    rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
-    others = {name: shape for name, shape in shapes.items() if name not in parameters}
-    if rest is None or not others:
-        return shapes
-    return {**{name: shapes[name] for name in shapes if name in parameters}, rest: others}
 
 
 class _FourDimensions(TorchFunctionMode):
