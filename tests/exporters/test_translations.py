@@ -51,3 +51,38 @@ def test_a_sorter_is_refused_with_the_reason(tmp_path: Path) -> None:
         exporters.to_onnx(
             model, tmp_path / "model.onnx", example_inputs=torch.randn(2, 3), dynamic=False
         )
+
+
+class Largest(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cummax(x, self.dim)
+
+
+LOW = torch.iinfo(torch.int64).min
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.tensor(
+            [[[-torch.inf, 2.0, 2.0], [1.0, 3.0, 0.0]], [[2.0, 2.0, 1.0], [5.0, 0.0, 5.0]]]
+        ),
+        torch.tensor([[[LOW, 2, 2], [LOW, LOW, 0]], [[2, 2, 1], [5, 0, 5]]]),
+    ],
+    ids=["floats", "whole numbers"],
+)
+def test_cummax(x: Tensor, dim: int, tmp_path: Path) -> None:
+    path, model = tmp_path / "model.onnx", Largest(dim).eval()
+    exporters.to_onnx(model, path, example_inputs=x, dynamic={"x": {1: "length"}}, verify=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    longer = torch.cat([x, x.flip(2)], 1)
+    for found, expected in zip(
+        session.run(None, {"x": longer.numpy()}), model(longer), strict=True
+    ):
+        assert found.dtype == expected.numpy().dtype
+        np.testing.assert_array_equal(found, expected.numpy())
