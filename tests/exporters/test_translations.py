@@ -53,16 +53,16 @@ def test_a_sorter_is_refused_with_the_reason(tmp_path: Path) -> None:
         )
 
 
-class Largest(nn.Module):
+class SoFar(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cummax(x, self.dim)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (*torch.cummax(x, self.dim), *torch.cummin(-x, self.dim))
 
 
-LOW = torch.iinfo(torch.int64).min
+LOW = torch.iinfo(torch.int64).min + 1
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -76,8 +76,8 @@ LOW = torch.iinfo(torch.int64).min
     ],
     ids=["floats", "whole numbers"],
 )
-def test_cummax(x: Tensor, dim: int, tmp_path: Path) -> None:
-    path, model = tmp_path / "model.onnx", Largest(dim).eval()
+def test_largest_and_smallest_so_far(x: Tensor, dim: int, tmp_path: Path) -> None:
+    path, model = tmp_path / "model.onnx", SoFar(dim).eval()
     exporters.to_onnx(model, path, example_inputs=x, dynamic={"x": {1: "length"}}, verify=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     longer = torch.cat([x, x.flip(2)], 1)
