@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import torch
 from torch._subclasses import FakeTensor
@@ -102,15 +103,22 @@ def clean(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
+def save(model: ir.Model, path: Path) -> None:
     """Write one self-contained file, or a file and its ``.data`` where the weights pass 2 GB."""
-    model.metadata_props.update(metadata)
     model.producer_name = "model-surgery"
     weights = [
         v.const_value for v in model.graph.initializers.values() if v.const_value is not None
     ]
     large = sum(weight.nbytes for weight in weights) > LARGEST_FILE
     ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+
+
+def describe(path: Path, metadata: Mapping[str, str]) -> None:
+    """Add metadata to a file, whose weights are not written again: protobuf merges what follows a message."""
+    entries = onnx.ModelProto()
+    onnx.helper.set_model_props(entries, dict(metadata))
+    with path.open("ab") as file:
+        file.write(entries.SerializeToString())
 
 
 @contextlib.contextmanager

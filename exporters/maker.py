@@ -70,10 +70,10 @@ class Maker:
             expose(translated, self.learned)
         translated, notes = lower(translated, self.precision)
         self.notes.extend(notes)
-        convert.save(translated, staged, self.facts)
+        convert.save(translated, staged)
         options = self._best_options(staged, target)
         about = of_file(self.facts, options, target, self.precision, convert.OPSET)
-        convert.save(translated, staged, about)
+        convert.describe(staged, about)
         found = None
         if self.truth is not None:
             here = self._available(options)

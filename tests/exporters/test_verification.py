@@ -70,9 +70,7 @@ def test_a_rejected_file_takes_no_old_one_with_it(build, tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_no_model_is_rejected(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        convert, "save", lambda model, path, facts: path.write_bytes(b"\x00nonsense")
-    )
+    monkeypatch.setattr(convert, "save", lambda model, path: path.write_bytes(b"\x00nonsense"))
     rejected(tmp_path, build("vit"), target="portable")
 
 
