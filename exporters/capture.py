@@ -10,11 +10,11 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from exporters.axes import BATCH
+from exporters.edits import drop_unread
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, identifier
 from exporters.missing import work_out_missing
 from exporters.respell import respell
-from exporters.rewrite import drop_unread
 from exporters.tracing import spelled, trace
 from surgery.anatomy.graph import op_name
 

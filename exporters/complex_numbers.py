@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from exporters.edits import insert_before
 from exporters.patterns.base import is_move, keeps_values
-from exporters.rewrite import insert_before
 from surgery.anatomy.graph import op_name
 
 aten = torch.ops.aten

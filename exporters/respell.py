@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from exporters.complex_numbers import write_real
-from exporters.rewrite import insert_before
+from exporters.edits import insert_before
 from surgery.anatomy.graph import op_name, shape_of
 
 aten = torch.ops.aten
@@ -100,8 +100,7 @@ def _splits_evenly(node: fx.Node) -> bool:
 
 def _select_parts(node: fx.Node) -> None:
     x, count = node.args[0], len(node.meta["val"])
-    first, *_ = node.users
-    parts = insert_before(first, aten.unflatten.int, x, _dim(node), [count, -1])
+    parts = insert_before(node, aten.unflatten.int, x, _dim(node), [count, -1])
     for user in list(node.users):
         part = insert_before(user, aten.select.int, parts, _dim(node), user.args[1])
         user.replace_all_uses_with(part)

@@ -12,34 +12,12 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
+from exporters.edits import drop_unread
 from exporters.patterns.scores import Replay
-from surgery.anatomy.graph import op_name, shape_of, writes
+from surgery.anatomy.graph import op_name, shape_of
 
 aten = torch.ops.aten
 Size = fx.Node | int
-
-
-def drop_unread(graph: fx.Graph) -> None:
-    """Drop what nobody reads, but for the marks of where ``vmap`` starts and ends, in place."""
-    graph.eliminate_dead_code(
-        lambda node: "vmap" in op_name(node) or (node.is_impure() and not _merely_draws(node))
-    )
-
-
-def _merely_draws(node: fx.Node) -> bool:
-    """Whether all that keeps it is the random state: attention could draw a dropout, a file never does."""
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags and not writes(node)
-
-
-def insert_before(node: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-    """Call an operator before ``node``; the new node knows its own value, as captured ones do."""
-    with node.graph.inserting_before(node):
-        made: fx.Node = node.graph.call_function(target, args, kwargs)
-    values, named = fx.node.map_arg((args, kwargs), lambda each: each.meta["val"])
-    with node.meta["val"].fake_mode:
-        made.meta["val"] = target(*values, **named)
-    return made
 
 
 class Rewriter:

@@ -1,0 +1,37 @@
+"""Small edits of a captured graph: a node more, unread ones less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensor
+from torch.utils import _pytree as pytree
+
+from surgery.anatomy.graph import op_name, writes
+
+
+def drop_unread(graph: fx.Graph) -> None:
+    """Drop what nobody reads, but for the marks of where ``vmap`` starts and ends, in place."""
+    graph.eliminate_dead_code(
+        lambda node: "vmap" in op_name(node) or (node.is_impure() and not _merely_draws(node))
+    )
+
+
+def _merely_draws(node: fx.Node) -> bool:
+    """Whether all that keeps it is the random state: attention could draw a dropout, a file never does."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags and not writes(node)
+
+
+def insert_before(node: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """Call an operator before ``node``; the new node knows its own value, as captured ones do."""
+    with node.graph.inserting_before(node):
+        made: fx.Node = node.graph.call_function(target, args, kwargs)
+    values, named = fx.node.map_arg((args, kwargs), lambda each: each.meta["val"])
+    known = pytree.tree_leaves([node.meta["val"], *values])
+    with next(value.fake_mode for value in known if isinstance(value, FakeTensor)):
+        made.meta["val"] = target(*values, **named)
+    return made
