@@ -10,6 +10,7 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from exporters.axes import BATCH
+from exporters.complex_numbers import write_real
 from exporters.edits import drop_unread
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, identifier
@@ -88,6 +89,7 @@ def _tidy(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
         if op_name(node).startswith("_assert_"):
             program.graph.erase_node(node)
+    write_real(program)
     respell(program.graph)
     work_out_missing(program)
     drop_unread(program.graph)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 
-from exporters.edits import insert_before
+from exporters.edits import drop_unread, insert_before
 from exporters.patterns.base import is_move, keeps_values
-from surgery.anatomy.graph import op_name
+from exporters.rewrite import Rewriter
+from surgery.anatomy.graph import Graph, op_name
 
 aten = torch.ops.aten
 
@@ -23,14 +25,17 @@ class _UnknownError(Exception):
     """An operator on complex numbers that is not known here."""
 
 
-def write_real(graph: fx.Graph) -> None:
+def write_real(program: ExportedProgram) -> None:
     """Let real operators compute what complex ones do, in place; a graph with unknown ones stays as it is.
 
     ``polar(r, a) = (r cos a, r sin a)`` and ``(a, b) (c, d) = (ac - bd, ad + bc)``; moves move both parts.
+    Tables of complex numbers become two.
     """
+    graph = program.graph
     found = [node for node in graph.nodes if node.op == "call_function" and _touches_complex(node)]
-    pairs: dict[fx.Node, Pair] = {}
-    real: dict[fx.Node, fx.Node] = {}
+    if not found:
+        return
+    pairs, real = _stored(program), dict[fx.Node, fx.Node]()
     try:
         for node in found:
             result = _WRITERS.get(op_name(node), _moved)(_Operation(node, pairs))
@@ -39,12 +44,26 @@ def write_real(graph: fx.Graph) -> None:
             else:
                 real[node] = result
     except _UnknownError:
-        graph.eliminate_dead_code()
+        drop_unread(graph)
         return
     for node, result in real.items():
         node.replace_all_uses_with(result)
     for node in reversed(found):
         graph.erase_node(node)
+
+
+def _stored(program: ExportedProgram) -> dict[fx.Node, Pair]:
+    """The parts of every constant that is complex."""
+    graph, rewriter = Graph(program), Rewriter(program)
+    pairs = {}
+    for node in list(program.graph.nodes):
+        value = graph.constant(node) if node.op == "placeholder" and _is_complex(node) else None
+        if value is not None:
+            name = graph.tensor_name(node)
+            parts = {"real": value.real.contiguous(), "imag": value.imag.contiguous()}
+            real, imaginary = (rewriter.constant(f"{name}_{n}", v) for n, v in parts.items())
+            pairs[node] = real, imaginary
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,11 @@ class _Operation:
     def operand(self, number: int) -> Any:
         """The parts of an operand that is complex; any other as it is."""
         given = self.node.args[number]
-        return self.pairs.get(given, given) if isinstance(given, fx.Node) else given
+        if not isinstance(given, fx.Node) or not _is_complex(given):
+            return given
+        if given not in self.pairs:
+            raise _UnknownError  # an input of the model
+        return self.pairs[given]
 
     def both(self, target: Callable[..., Any], *rest: Any, **kwargs: Any) -> Pair:
         """The same operator on both parts of the first operand."""
@@ -108,7 +131,8 @@ def _moved(op: _Operation) -> Pair:
     if not _is_complex(node.args[0]) or any(map(_is_complex, node.all_input_nodes[1:])):
         raise _UnknownError
     if keeps_values(node):
-        return op.pairs[node.all_input_nodes[0]]
+        pair: Pair = op.operand(0)
+        return pair
     if not is_move(node):
         raise _UnknownError
     return op.both(node.target, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from exporters.complex_numbers import write_real
 from exporters.edits import insert_before
 from surgery.anatomy.graph import op_name, shape_of
 
@@ -28,11 +27,9 @@ def respell(graph: fx.Graph) -> None:
       ``x * rsqrt(mean(x^2) + 1e-8)`` would make NaN of a row of zeros. Its rules look for tensors of no
       dimension alone.
     * ``1.0 - n`` of whole numbers casts them first: torch's exporter promotes no second operand.
-    * Complex numbers become pairs of real ones.
     * Equal parts of a dynamic size are selected, not split off: onnxscript wants to know the size.
     * A ``squeeze`` of sizes that are not 1 is left out: torch leaves them as they are, ONNX refuses.
     """
-    write_real(graph)
     for node in list(graph.nodes):
         if _is_nearly_neutral(node):
             _hold_scalar(node)
