@@ -24,6 +24,8 @@ _LONGER = 3
 _SLACK, _MOST = 4, 1e-3
 """What fp32 leaves open, file and model may be apart by: this often the model's own rounding, at most."""
 
+_DRAWS = "the model gives other outputs each time it is run: it draws random numbers"
+
 Call = Callable[[Mapping[str, Array]], list[Array]]
 """From the inputs by name to the outputs."""
 
@@ -59,10 +61,12 @@ class Found:
     Attributes:
         rows: One for each output of each call.
         agreement: Share of top-1 predictions that agree; None if there was nothing to predict.
+        remark: What explains errors that no file could avoid.
     """
 
     rows: list[ParityRow]
     agreement: float | None
+    remark: str | None = None
 
 
 class Reference(Protocol):
@@ -117,9 +121,20 @@ class Truth:
         """
         return rounding(self.model, self.cases) or [0.0] * len(self.outputs)
 
+    @cached_property
+    def steady(self) -> bool:
+        """Whether the model, run once more, makes the same of the same inputs."""
+        inputs, before = self.cases[0]
+        pairs = zip(before, outputs_of(self.model, inputs), strict=True)
+        return not any(relative_error(*pair) > _MOST for pair in pairs)
+
     def measure(self, call: Call, tolerance: float) -> Found:
         """See :class:`Reference`."""
-        return Found(compare(call, self, tolerance), top1_agreement(call, self))
+        rows = compare(call, self, tolerance)
+        failed = any(not row.passed for row in rows)
+        return Found(
+            rows, top1_agreement(call, self), _DRAWS if failed and not self.steady else None
+        )
 
 
 _KEEP: tuple[Choice, ...] = (

@@ -96,6 +96,7 @@ def verify(
         session = open_session(path, options=options)
         measured = truth.measure(partial(run, session), tolerance.error)
         found.parity, found.top1 = measured.rows, measured.agreement
+        found.problems += [measured.remark] if measured.remark else []
         found.parity += _with_adapter(path, adapter, options, tolerance)
     except Exception as error:  # the checker and the runtime raise their own, unrelated classes
         found.problems.append(f"{type(error).__name__}: {str(error).strip()[:500]}")

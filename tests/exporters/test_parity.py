@@ -90,6 +90,19 @@ def test_the_model_is_not_asked_where_the_tolerance_is_kept(
     assert verdicts(Difference(), 0, 0) == [{True}, {True}]
 
 
+def test_a_model_that_draws_random_numbers_is_told_so() -> None:
+    class Noisy(Difference):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, z = super().forward(x)
+            return y, z + torch.randn_like(z)
+
+    for model, remarked in ((Noisy(), True), (Difference(), False)):
+        reference = truth(model.eval())
+        found = reference.measure(Apart(reference, 0, 0.1), 1e-5)
+        assert (found.remark is not None and "random numbers" in found.remark) == remarked
+    assert reference.measure(Apart(reference, 0, 0), 1e-5).remark is None
+
+
 def test_a_report_says_what_fp32_leaves_open(tmp_path: Path) -> None:
     class Rounded(nn.Module):
         """In steps of 6e-5: a last bit of the linear, which no two libraries agree on, decides for one."""
