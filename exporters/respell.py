@@ -20,6 +20,10 @@ _BESIDE_0, _BESIDE_1 = 1e-7, 1e-4
 """Ten times what onnxscript takes for the number itself."""
 
 
+_HISTC = {"bins": 100, "min": 0, "max": 0}
+"""The further arguments of ``histc`` and their defaults."""
+
+
 def respell(graph: fx.Graph) -> None:
     """Rewrite a captured graph in place; it computes the same.
 
@@ -28,6 +32,7 @@ def respell(graph: fx.Graph) -> None:
       dimension alone.
     * ``1.0 - n`` of whole numbers casts them first: torch's exporter promotes no second operand.
     * Equal parts of a dynamic size are selected, not split off: onnxscript wants to know the size.
+    * A histogram of one bin over all there is (a mixture of one expert makes it) counts; torch's exporter refuses.
     * A ``squeeze`` of sizes that are not 1 is left out: torch leaves them as they are, ONNX refuses.
     """
     for node in list(graph.nodes):
@@ -39,6 +44,8 @@ def respell(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
         elif _splits_evenly(node):
             _select_parts(node)
+        elif _counts_all(node):
+            _sum_ones(node)
 
 
 def _is_nearly_neutral(node: fx.Node) -> bool:
@@ -107,3 +114,17 @@ def _dim(node: fx.Node) -> int:
     dim = node.args[2] if len(node.args) > 2 else 0
     assert isinstance(dim, int)
     return dim
+
+
+def _counts_all(node: fx.Node) -> bool:
+    """Whether ``histc`` has one bin, and takes its range from the values."""
+    if node.target is not aten.histc.default:
+        return False
+    given = {**_HISTC, **dict(zip(_HISTC, node.args[1:], strict=False)), **node.kwargs}
+    return bool(given["bins"] == 1 and given["min"] == given["max"])
+
+
+def _sum_ones(node: fx.Node) -> None:
+    ones = insert_before(node, aten.ones_like.default, node.args[0])
+    total = insert_before(node, aten.sum.default, ones)
+    node.replace_all_uses_with(insert_before(node, aten.reshape.default, total, [1]))

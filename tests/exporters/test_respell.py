@@ -80,3 +80,10 @@ def test_equal_parts_of_an_open_length(split: Callable[..., list[Tensor]], tmp_p
     y = torch.randn(3, 7, 5)
     (found,) = exporters.open_session(tmp_path / "m.onnx").run(None, {"x": y.numpy()})
     np.testing.assert_allclose(found, y * 2 * y - (y + 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("limits", [{}, {"min": 2.0, "max": 2.0}])
+def test_one_bin_over_all_there_is(limits: dict[str, float], tmp_path: Path) -> None:
+    model = Calls(lambda x: torch.histc(x, bins=1, **limits) + x)
+    expected, found = outputs(model, tmp_path / "m.onnx", torch.randn(2, 3), torch.randn(2, 3))
+    assert (expected == found).all()
