@@ -184,7 +184,7 @@ def _bind(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
     """Values from which others are drawn: there must be some, and NaN would hide every difference."""
     for name, value in tensors.items():
-        empty = not value.numel()
+        empty = 0 in value.shape[:2]  # batch or length; of features there may be none of a kind
         if empty or bool(value.isnan().any()):
             raise ExportError(
                 f"the example input {name} {'holds no value' if empty else 'holds NaN'}",
@@ -202,6 +202,8 @@ def _spelled(value: Tensor) -> str:
 
 def _draw(value: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
     values = value.detach().cpu().flatten()
+    if not len(values):
+        return value.new_empty(shape)
     chosen = torch.randint(len(values), shape, generator=generator)
     return values[chosen].to(value.device)
 

@@ -332,3 +332,18 @@ def test_an_input_that_only_kwargs_take_is_one(tmp_path: Path) -> None:
     expected = model(**more, how="added").detach().numpy()
     np.testing.assert_allclose(run(path, more), expected, atol=1e-6)
     assert "forward" not in vars(model)
+
+
+class Features(nn.Module):
+    """Takes features of two kinds, of the second none: forecasters are configured so."""
+
+    def forward(self, x: Tensor, more: Tensor) -> Tensor:
+        return torch.cat([x, more], -1).cumsum(-1)
+
+
+def test_there_may_be_no_features_of_a_kind(tmp_path: Path) -> None:
+    path, model = tmp_path / "model.onnx", Features().eval()
+    given = {"x": torch.randn(2, 3, WIDTH), "more": torch.randn(2, 3, 0)}
+    exporters.to_onnx(model, path, example_inputs=given, target="portable")
+    more = {"x": torch.randn(4, 3, WIDTH), "more": torch.randn(4, 3, 0)}
+    np.testing.assert_allclose(run(path, more), model(**more).numpy(), atol=1e-6)
