@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from exporters.edits import drop_unread, insert_before
+from exporters.edits import insert_before
 from exporters.patterns.base import is_move, keeps_values
 from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name
@@ -21,43 +21,49 @@ Pair = tuple[fx.Node, fx.Node]
 """Real and imaginary part."""
 
 
-class _UnknownError(Exception):
-    """An operator on complex numbers that is not known here."""
-
-
 def write_real(program: ExportedProgram) -> None:
     """Let real operators compute what complex ones do, in place; a graph with unknown ones stays as it is.
 
     ``polar(r, a) = (r cos a, r sin a)`` and ``(a, b) (c, d) = (ac - bd, ad + bc)``; moves move both parts.
     Tables of complex numbers become two.
     """
-    graph = program.graph
-    found = [node for node in graph.nodes if node.op == "call_function" and _touches_complex(node)]
+    nodes = program.graph.nodes
+    found = [node for node in nodes if node.op == "call_function" and _touches_complex(node)]
     if not found:
         return
-    pairs, real = _stored(program), dict[fx.Node, fx.Node]()
-    try:
-        for node in found:
-            result = _WRITERS.get(op_name(node), _moved)(_Operation(node, pairs))
-            if isinstance(result, tuple):
-                pairs[node] = result
-            else:
-                real[node] = result
-    except _UnknownError:
-        drop_unread(graph)
+    graph = Graph(program)
+    if not all(_is_known(node, graph) for node in found):
         return
+    pairs, real = _stored(graph), dict[fx.Node, fx.Node]()
+    for node in found:
+        result = _WRITERS.get(op_name(node), _moved)(_Operation(node, pairs))
+        if isinstance(result, tuple):
+            pairs[node] = result
+        else:
+            real[node] = result
     for node, result in real.items():
         node.replace_all_uses_with(result)
     for node in reversed(found):
-        graph.erase_node(node)
+        program.graph.erase_node(node)
 
 
-def _stored(program: ExportedProgram) -> dict[fx.Node, Pair]:
+def _is_known(node: fx.Node, graph: Graph) -> bool:
+    """Whether it can be written: what it reads is computed here or a constant, and its operator has a writer."""
+    read = [source for source in node.all_input_nodes if _is_complex(source)]
+    if any(s.op != "call_function" and graph.constant(s) is None for s in read):
+        return False
+    if any(isinstance(arg, complex) for arg in node.args):
+        return False
+    if op_name(node) in _WRITERS:
+        return True
+    return (is_move(node) or keeps_values(node)) and read == [node.args[0]]
+
+
+def _stored(graph: Graph) -> dict[fx.Node, Pair]:
     """The parts of every constant that is complex."""
-    graph, rewriter = Graph(program), Rewriter(program)
-    pairs = {}
-    for node in list(program.graph.nodes):
-        value = graph.constant(node) if node.op == "placeholder" and _is_complex(node) else None
+    rewriter, pairs = Rewriter(graph.program), {}
+    for node in graph.program.graph.find_nodes(op="placeholder"):
+        value = graph.constant(node) if _is_complex(node) else None
         if value is not None:
             name = graph.tensor_name(node)
             parts = {"real": value.real.contiguous(), "imag": value.imag.contiguous()}
@@ -80,16 +86,7 @@ class _Operation:
     def operand(self, number: int) -> Any:
         """The parts of an operand that is complex; any other as it is."""
         given = self.node.args[number]
-        if not isinstance(given, fx.Node) or not _is_complex(given):
-            return given
-        if given not in self.pairs:
-            raise _UnknownError  # an input of the model
-        return self.pairs[given]
-
-    def both(self, target: Callable[..., Any], *rest: Any, **kwargs: Any) -> Pair:
-        """The same operator on both parts of the first operand."""
-        real, imaginary = self.operand(0)
-        return self.put(target, real, *rest, **kwargs), self.put(target, imaginary, *rest, **kwargs)
+        return self.pairs.get(given, given) if isinstance(given, fx.Node) else given
 
 
 def _as_complex(op: _Operation) -> Pair:
@@ -111,8 +108,6 @@ def _product(op: _Operation) -> Pair:
     x, y = op.operand(0), op.operand(1)
     if not isinstance(x, tuple):
         x, y = y, x
-    if isinstance(y, complex):
-        raise _UnknownError
     if not isinstance(y, tuple):
         return op.put(aten.mul.Tensor, x[0], y), op.put(aten.mul.Tensor, x[1], y)
     (a, b), (c, d) = x, y
@@ -127,15 +122,12 @@ def _conjugate(op: _Operation) -> Pair:
 
 def _moved(op: _Operation) -> Pair:
     """Moves and casts from complex to complex."""
-    node = op.node
-    if not _is_complex(node.args[0]) or any(map(_is_complex, node.all_input_nodes[1:])):
-        raise _UnknownError
-    if keeps_values(node):
-        pair: Pair = op.operand(0)
-        return pair
-    if not is_move(node):
-        raise _UnknownError
-    return op.both(node.target, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    node, parts = op.node, op.operand(0)
+    if not keeps_values(node):
+        move: Any = node.target
+        parts = (op.put(move, part, *node.args[1:], **node.kwargs) for part in parts)
+    real, imaginary = parts
+    return real, imaginary
 
 
 _WRITERS: dict[str, Callable[[_Operation], Pair | fx.Node]] = {

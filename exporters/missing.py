@@ -26,5 +26,4 @@ def work_out_missing(program: ExportedProgram) -> None:
             value: Tensor = constants(node)
         except NotConstantError:
             continue
-        rewriter.replace(node, rewriter.constant(f"missing.{node.name}", value))
-    rewriter.finish()
+        node.replace_all_uses_with(rewriter.constant(f"missing.{node.name}", value))

@@ -38,7 +38,7 @@ class ParityRow:
         output: Its name.
         sizes: Size of each dynamic axis.
         error: max|difference| / max|reference|; NaN if the values are not comparable.
-        tolerance: The largest error that passes.
+        tolerance: The error that always passes.
         rounding: What the model's own rounding lets pass, where that was asked for.
     """
 
@@ -49,9 +49,14 @@ class ParityRow:
     rounding: float = 0.0
 
     @property
+    def allowed(self) -> float:
+        """The largest error that passes: the tolerance, or the model's own rounding."""
+        return max(self.tolerance, self.rounding)
+
+    @property
     def passed(self) -> bool:
-        """Whether the error is within the tolerance or the model's own rounding; NaN is not."""
-        return self.error <= max(self.tolerance, self.rounding)
+        """Whether the error is within what is allowed; NaN is not."""
+        return self.error <= self.allowed
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,6 @@ def _failures(found: Verification, tolerance: Tolerance) -> Iterator[str]:
             )
     for row in found.parity:
         if not row.passed:
-            allowed = max(row.tolerance, row.rounding)
-            yield f"{row.output} differs by {row.error:.1e} (allowed {allowed:.0e}) at {row.sizes}"
+            yield f"{row.output} differs by {row.error:.1e} (allowed {row.allowed:.0e}) at {row.sizes}"
     if found.top1 is not None and found.top1 < tolerance.agreement:
         yield f"only {found.top1:.1%} of the top-1 predictions agree"

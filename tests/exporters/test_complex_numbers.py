@@ -13,23 +13,12 @@ from torch.nn import functional as F
 
 import exporters
 from exporters.complex_numbers import write_real
-
-
-class Calls(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, call: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.call(x)
+from tests.exporters.calls import Calls, outputs
 
 
 def compare(model: nn.Module, path: Path, example: Tensor, given: Tensor) -> None:
-    exporters.to_onnx(model.eval(), path, example_inputs=example, target="portable")
-    (found,) = exporters.open_session(path).run(None, {"x": given.numpy()})
-    np.testing.assert_allclose(found, model(given).detach().numpy(), atol=1e-6)
+    expected, found = outputs(model, path, example, given)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def turned(x: Tensor) -> Tensor:
@@ -111,3 +100,14 @@ def test_a_complex_input_is_left_alone() -> None:
     before = [str(node) for node in program.graph.nodes]
     write_real(program)
     assert [str(node) for node in program.graph.nodes] == before
+
+
+def test_a_table_that_cannot_be_used_is_not_split() -> None:
+    class Rooted(Tabled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + torch.view_as_real(self.turns.sqrt()).sum()
+
+    program = torch.export.export(Rooted(), (torch.randn(2, 3, 4),))
+    before = ([str(node) for node in program.graph.nodes], set(program.constants))
+    write_real(program)
+    assert ([str(node) for node in program.graph.nodes], set(program.constants)) == before

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import exporters
+from tests.exporters.calls import outputs
 
 
 class Sparse(nn.Module):
@@ -26,11 +27,9 @@ class Inverse(nn.Module):
 
 
 def test_a_quantile_is_a_constant(tmp_path: Path) -> None:
-    path, model = tmp_path / "model.onnx", Sparse().eval()
-    exporters.to_onnx(model, path, example_inputs=torch.randn(2, 64), target="portable")
-    x = torch.randn(3, 64)
-    (found,) = exporters.open_session(path).run(None, {"x": x.numpy()})
-    np.testing.assert_allclose(found, model(x).numpy(), atol=1e-5)
+    example, given = torch.randn(2, 64), torch.randn(3, 64)
+    expected, found = outputs(Sparse(), tmp_path / "model.onnx", example, given)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_of_inputs_it_is_refused(tmp_path: Path) -> None:
