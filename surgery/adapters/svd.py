@@ -9,7 +9,7 @@ from surgery.adapters import cache, krylov
 from surgery.adapters.krylov import Triplets
 from surgery.errors import StateError
 
-_FEW = 6
+_FEW = 5
 """The iteration needs some multiple of the directions asked for; below this one it is not faster."""
 
 

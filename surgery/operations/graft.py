@@ -154,9 +154,8 @@ class Graft(nn.ModuleDict):
             where = self._blocks[slot]
             parts = torch.split(left, [block.size for block in where])
             for block, part in zip(where, parts, strict=True):
-                into = _runs_of(target, block)
-                before_writing(into)
-                squares += _add_rounded(into, _runs_of(base, block), part, right)
+                into, own = _runs_of(target, block), _runs_of(base, block)
+                squares += _add_rounded(into, own, part, right, before_writing)
             costs[slot] = squares, product_square(left, right)
         if self.original is not None:  # correcting may have turned -0.0 into 0.0 in the other rows
             for into, value in zip(self.others(target), self.others(base), strict=True):
@@ -184,12 +183,19 @@ class Graft(nn.ModuleDict):
         return assemble([(self._blocks[slot], part) for slot, part in parts], self.total, dim)
 
 
-def _add_rounded(into: Tensor, base: Tensor, left: Tensor, right: Tensor) -> Squares:
+def _add_rounded(
+    into: Tensor,
+    base: Tensor,
+    left: Tensor,
+    right: Tensor,
+    before_writing: Callable[[Tensor], object],
+) -> Squares:
     """Where ``base`` is, which may be another device than that of ``into``."""
     if into.device == base.device:
-        return add_rounded(into, base, left, right)
+        return add_rounded(into, base, left, right, before_writing)
     value = torch.empty_like(base)
     squares = add_rounded(value, base, left, right)
+    before_writing(into)
     into.copy_(value)
     return squares
 

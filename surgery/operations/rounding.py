@@ -2,56 +2,39 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-_SMALLEST = torch.iinfo(torch.int32).min
+_EXPONENT = 0x7FF0_0000_0000_0000
+"""The bits of a float64 that hold its exponent: alone, they are the power of two below it."""
+_HUGE = 2.0**200
+"""Beyond every 16-bit type, and far enough from infinity to be multiplied."""
 
 
-def round_into(out: Tensor, exact: Tensor) -> Tensor:
-    """Write ``exact``, float64, into ``out`` of the same shape, rounded once to its dtype, ties to even.
-
-    Both have two dimensions or more.
+def round_into(out: Tensor, exact: Tensor, near: Tensor, scratch: Tensor) -> Tensor:
+    r"""Write ``exact``, float64, into ``out``, rounded once to its dtype, ties to even.
 
     torch goes from float64 to 16-bit types by way of float32 and so rounds twice: one float16 in
-    16,000 comes out as the wrong neighbour. That happens only where the float32 lies exactly between two
-    values of ``out``, and the float64 beside it: such places are found by their bits and rounded again.
+    16,000 comes out as the wrong neighbour. So float64 itself rounds here: with u the distance of two
+    neighbours of ``out`` around x, and :math:`M = 1.5 \cdot 2^{52} u`, the float64 sum x + M is a multiple of u, and
+    the nearest one, so that (x + M) - M is x rounded (Dekker, 1971).
+
+    Args:
+        out: Any strides.
+        exact: Of the same shape; it stays as it is.
+        near: Becomes what ``out`` holds, as float64. A zero of 16 bits is positive, and what is beyond their range
+            is not infinite yet.
+        scratch: Another float64 of that shape.
+
+    Returns:
+        ``near``.
     """
-    if torch.finfo(out.dtype).bits >= 32:
-        return out.copy_(exact)
-    near = exact.float()
+    form = torch.finfo(out.dtype)
+    if form.bits >= 32:
+        return near.copy_(out.copy_(exact))
+    torch.bitwise_and(exact.view(torch.int64), _EXPONENT, out=scratch.view(torch.int64))
+    scratch.clamp_(form.smallest_normal, _HUGE)  # below it, neighbours keep their distance
+    shift = 1.5 * 2.0**52 * form.eps
+    torch.add(exact, scratch, alpha=shift, out=near).sub_(scratch, alpha=shift)
     out.copy_(near)
-    places = _may_be_ties(near, out.dtype)
-    if len(places[0]):
-        out[places] = _by_odd(exact[places], out.dtype)
-    return out
-
-
-def _may_be_ties(near: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Places at which the bits that ``dtype`` drops from a float32 may be exactly one half of its last place.
-
-    Those bits are a one and zeros, which at the top of an integer make the smallest there is. A minimum over
-    each row finds it many times faster than a comparison of all, and most rows have none. Below its
-    smallest normal number float16 drops more bits, of which only the zeros are looked at.
-    """
-    dropped = 24 - round(-math.log2(torch.finfo(dtype).eps)) - 1
-    bits = near.view(torch.int32).bitwise_left_shift(32 - dropped)
-    if torch.finfo(dtype).smallest_normal > torch.finfo(near.dtype).smallest_normal:
-        bits |= _SMALLEST
-    rows = (bits.amin(-1, keepdim=True) == _SMALLEST).squeeze(-1).nonzero(as_tuple=True)
-    inside, columns = (bits[rows] == _SMALLEST).nonzero(as_tuple=True)
-    return *(row[inside] for row in rows), columns
-
-
-def _by_odd(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounding to odd on the way leaves the last step alone to decide.
-
-    Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008.
-    """
-    near = exact.float()
-    bits = near.view(torch.int32)  # one more is one step away from zero, whatever the sign
-    inward = torch.where(near.abs() > exact.abs(), -1, 1).to(bits)
-    odd = torch.where((near != exact) & (bits % 2 == 0), bits + inward, bits)
-    return odd.view(torch.float32).to(dtype)
+    return near

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from surgery.anatomy.provenance import to_runs
 from surgery.anatomy.types import Layout, Rows
 
 
@@ -112,7 +112,9 @@ def runs_of(rows: Rows) -> list[tuple[int, int]]:
 
 def rest_of(rows: Rows, total: int) -> Rows:
     """The channels of ``total`` that are in none of ``rows``."""
-    return to_runs(set(range(total)) - set(indices(rows)))
+    edges = [(0, 0), *sorted(runs_of(rows)), (total, 0)]
+    gaps = [(start + length, after) for (start, length), (after, _) in pairwise(edges)]
+    return tuple((start, stop, 1) for start, stop in gaps if start < stop)
 
 
 def _grid(count: int, period: int, held: list[tuple[Block, Tensor]], dim: int) -> Tensor:

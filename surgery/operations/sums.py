@@ -6,7 +6,7 @@ value and the norms of what rounding took, so float64 costs arithmetic and no me
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,13 @@ class Squares:
         return self
 
 
-def add_rounded(target: Tensor, base: Tensor, left: Tensor, right: Tensor) -> Squares:
+def add_rounded(
+    target: Tensor,
+    base: Tensor,
+    left: Tensor,
+    right: Tensor,
+    before_writing: Callable[[Tensor], object] = lambda view: None,
+) -> Squares:
     """Write round(base + left @ right) into ``target``, rounded once to its dtype.
 
     Args:
@@ -46,20 +52,27 @@ def add_rounded(target: Tensor, base: Tensor, left: Tensor, right: Tensor) -> Sq
         base: The same shape, dtype and device; it may be ``target`` itself.
         left: (count * length, k), float64.
         right: (k, in), float64.
+        before_writing: Called with each part of ``target`` that is about to be written to, while the
+            processor's cache still holds it.
 
     Returns:
         Squared norms; they are not finite where the values are not.
     """
-    squares, scratch = Squares(), None
+    squares, room = Squares(), None
     left = left.view(*base.shape[:2], -1)
+    right = right.t().contiguous().t()  # a CPU multiplies faster by few rows that lie as columns
+    largest = torch.finfo(target.dtype).max ** 2
     for periods, rows in _pieces(base):
-        part, own = base[periods, rows], left[periods, rows].flatten(0, 1)
-        if scratch is None or scratch[0].shape != part.shape:
-            scratch = part.new_empty((2, *part.shape), dtype=torch.float64)
-        exact, near = scratch
-        _widen(exact, part).view(-1, base.shape[2]).addmm_(own, right)
+        part, into, own = base[periods, rows], target[periods, rows], left[periods, rows]
+        if room is None or room.shape[1:] != part.shape:
+            room = part.new_empty((3, *part.shape), dtype=torch.float64)
+        exact, near, scratch = room.unbind()
+        _widen(exact, part).view(-1, base.shape[2]).addmm_(own.flatten(0, 1), right)
         total = _square(exact)
-        _widen(near, round_into(target[periods, rows], exact))
+        before_writing(into)
+        round_into(into, exact, near, scratch)
+        if not total < largest:  # only then may a value be beyond the range
+            near.copy_(into)
         squares += Squares(total, _square(exact.sub_(near)))
     return squares
 

@@ -91,7 +91,7 @@ def test_it_does_not_settle_before_the_directions_are_right(monkeypatch):
     values = torch.cat([torch.linspace(1.2, 1.02, 8), torch.linspace(1, 0.9, 492)])
     weight = spectrum(500, 500, values).float()
     assert max(angles(weight, *leading(weight, 8))) < 1e-3
-    monkeypatch.setattr(krylov, "_is_settled", lambda residual, s: True)
+    monkeypatch.setattr(krylov, "_lacking", lambda residual, s: 0.0)
     assert max(angles(weight, *leading(weight, 8))) > 1e-3
 
 
@@ -159,7 +159,7 @@ def test_a_basis_that_would_cost_as_much_as_everything_is_given_up(monkeypatch):
 
 def settled(columns, values):
     residual = torch.tensor(columns, dtype=torch.float64).T
-    return krylov._is_settled(residual, torch.tensor(values, dtype=torch.float64))
+    return krylov._lacking(residual, torch.tensor(values, dtype=torch.float64)) <= 0
 
 
 def test_what_is_settled_is_judged_at_gaps_alone_and_by_what_leads_them(monkeypatch):
@@ -181,12 +181,12 @@ def test_what_is_settled_is_judged_at_gaps_alone_and_by_what_leads_them(monkeypa
 def test_a_weight_of_lower_rank_has_no_direction_for_every_pair(scale):
     weight = scale * spectrum(200, 180, torch.linspace(3, 1, 5)).float()
     basis = torch.linalg.qr(torch.cat([weight, torch.randn(200, 60)], 1)[:, :90])[0]
-    assert krylov._within(weight, basis, weight.T @ basis, 8) is None
-    assert krylov._within(weight, basis, weight.T @ basis, 4) is not None
+    assert krylov._within(weight, basis, basis.T @ weight, 8) is None
+    assert krylov._within(weight, basis, basis.T @ weight, 4) is not None
 
 
-def test_directions_are_few_up_to_a_sixth_with_the_columns_beyond_them(monkeypatch):
-    few = torch.empty(6 * (8 + krylov.FIRST), 900)
+def test_directions_are_few_up_to_a_fifth_with_the_columns_beyond_them(monkeypatch):
+    few = torch.empty(5 * (8 + krylov.FIRST), 900)
     assert is_few(few, 8) and not is_few(few[1:], 8) and not is_few(few, 9)
     monkeypatch.setattr(
         krylov, "leading", lambda *_: pytest.fail("a full decomposition is cheaper")
