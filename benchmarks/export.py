@@ -44,6 +44,7 @@ OURS = "ours"
 THEIRS = "transformers' exporter"
 EAGER = "torch eager"
 ROUNDS, CALLS = 3, 4
+"""Rounds there are at least, and calls of each contender in one."""
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
@@ -126,7 +127,9 @@ def _transformers_exporter(model: nn.Module, inputs: Inputs, path: Path) -> None
     OnnxExporter.save_program(exported.program, path)
 
 
-def measure(name: str, folder: Path, batch: int, clock: str, compiled: bool) -> dict[str, Any]:
+def measure(
+    name: str, folder: Path, batch: int, clock: str, compiled: bool, seconds: float
+) -> dict[str, Any]:
     """Time, error and attention operators of every contender at one batch size."""
     torch.manual_seed(0)
     prepared = prepare(name, folder)
@@ -148,7 +151,7 @@ def measure(name: str, folder: Path, batch: int, clock: str, compiled: bool) -> 
             continue
         contenders[way] = partial(run, session, inputs.feeds)
         checks[way] = {"error": error, "operators": attention_operators(folder / file)}
-    times = _take_turns(contenders, CLOCKS[clock])
+    times = _take_turns(contenders, CLOCKS[clock], seconds)
     rows = {
         way: {
             "median_ms": round(1000 * statistics.median(taken), 2),
@@ -159,7 +162,8 @@ def measure(name: str, folder: Path, batch: int, clock: str, compiled: bool) -> 
         for way, taken in times.items()
     }
     shapes = {n: list(t.shape) for n, t in inputs.tensors.items()}
-    about = {"clock": clock, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
+    about = {"clock": clock, "threads": torch.get_num_threads(), "calls": len(times[PLAIN])}
+    about["load"] = os.getloadavg()[0]
     return {
         "rows": rows,
         "sites": prepared["sites"],
@@ -171,11 +175,12 @@ def measure(name: str, folder: Path, batch: int, clock: str, compiled: bool) -> 
 
 @torch.no_grad()
 def _take_turns(
-    contenders: dict[str, Callable[[], Any]], clock: Callable[[], float]
+    contenders: dict[str, Callable[[], Any]], clock: Callable[[], float], seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds of each measured call; the first of each turn is not measured."""
+    """Seconds of each measured call, in rounds for so long; the first of each turn is not measured."""
     times: dict[str, list[float]] = {way: [] for way in contenders}
-    for _ in range(ROUNDS):
+    until = time.monotonic() + seconds
+    while len(times[EAGER]) < ROUNDS * CALLS or time.monotonic() < until:
         for way, call in contenders.items():
             call()
             for _ in range(CALLS):
@@ -226,6 +231,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60, help="of each row, at least")
     parser.add_argument("--prepare", action="store_true", help="only make the files")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--folder", type=Path, help="where the files are kept")
@@ -238,7 +244,8 @@ def main() -> None:
         for name in given.models or SUBJECTS:
             prepare(name, folder)
             for batch in () if given.prepare else given.batch:
-                found = measure(name, folder, batch, given.clock, not given.no_compile)
+                compiled = not given.no_compile
+                found = measure(name, folder, batch, given.clock, compiled, given.seconds)
                 print(as_markdown({f"{name}, batch {batch}": found}), flush=True)
                 keep_beside("export", f"{name}, batch {batch}", found)
 
