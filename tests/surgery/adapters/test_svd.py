@@ -157,6 +157,25 @@ def test_a_basis_that_would_cost_as_much_as_everything_is_given_up(monkeypatch):
     assert sizes[0] >= 8 + krylov.FIRST and all(step >= krylov._GROWTH - 0.02 for step in steps)
 
 
+def test_the_next_try_is_made_where_the_residual_should_have_fallen(monkeypatch):
+    """1.9 digits are four blocks, 0.1 would be one but is a fifth of the basis at least."""
+    sizes, lacking = [], iter([1.9, 0.1, -1.0])
+
+    def watched(residual, s):
+        return next(lacking)
+
+    def counted(weight, basis, image, count):
+        sizes.append(basis.shape[1])
+        return within(weight, basis, image, count)
+
+    within = krylov._within
+    monkeypatch.setattr(krylov, "_lacking", watched)
+    monkeypatch.setattr(krylov, "_within", counted)
+    weight = torch.randn(600, 500, generator=torch.Generator().manual_seed(0))
+    assert krylov.leading(weight, 8) is not None
+    assert sizes == [80, 144, 176]
+
+
 def settled(columns, values):
     residual = torch.tensor(columns, dtype=torch.float64).T
     return krylov._lacking(residual, torch.tensor(values, dtype=torch.float64)) <= 0
