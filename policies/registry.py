@@ -123,8 +123,9 @@ def _extend(document: Document, seen: tuple[str, ...]) -> Policy:
     if named and parent.endswith(_SUFFIXES):
         parent = str((document.folder / parent).resolve())
     if not named or parent in seen:
+        shown = repr(parent) if isinstance(parent, str) else f"a {type(parent).__name__}"
         raise PolicyError(
-            f"{parent!r} cannot be extended",
+            f"{shown} cannot be extended",
             where=document.at(("extends",)),
             why="extends takes one name or path, and no policy may extend itself",
             remedy="name another policy in extends",

@@ -18,6 +18,7 @@ from policies.schema import AdapterSpec, Policy, Selection
 
 MAX_BYTES = 64 * 1024
 MAX_NESTING = 12
+MAX_INTEGER = 2**63 - 1
 _READABLE = {"policy": "check the path; policies.names() lists what can be asked for by name"}
 _MAPPING = {"policy": "start with 'description: ...' and 'select:'"}
 _ROLES = (*(role.value for role in Role), *(role.short for role in Role))
@@ -50,7 +51,7 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses what can blow up or hide something: anchors, depth, keys given twice."""
+    """SafeLoader that refuses what can blow up or hide something: anchors, depth, endless numbers, keys given twice."""
 
     nesting = 0
 
@@ -66,6 +67,16 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, yaml.MappingNode):
             _check_keys(node)
         return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Base 16 has no limit of its own: such a number could not be printed in an error."""
+        value: int = super().construct_yaml_int(node)  # type: ignore[no-untyped-call]
+        if abs(value) > MAX_INTEGER:
+            raise _refusal("a whole number of more than 64 bits", node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load_file(path: Path, noun: str = "policy") -> Document:
