@@ -70,13 +70,23 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Base 16 has no limit of its own: such a number could not be printed in an error."""
-        value: int = super().construct_yaml_int(node)  # type: ignore[no-untyped-call]
+        value: int = super().construct_yaml_int(node)
         if abs(value) > MAX_INTEGER:
             raise _refusal("a whole number of more than 64 bits", node.start_mark)
         return value
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def load_value(text: str) -> Any:
+    """One YAML value, under the rules of a file.
+
+    Raises:
+        yaml.YAMLError: If it is none, or breaks them.
+        ValueError: If it looks like a date and is none.
+    """
+    return _Loader(text).get_single_data()
 
 
 def load_file(path: Path, noun: str = "policy") -> Document:

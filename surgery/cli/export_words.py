@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from surgery.cli.failures import first_line
+from surgery.cli.options import yaml_value
 from surgery.errors import SurgeryError
 
 
@@ -55,10 +56,7 @@ def facts(texts: Iterable[str] | None) -> dict[str, Any] | None:
     found = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise typer.BadParameter(f"{text!r}: {value!r} is no YAML value") from error
+        found[name] = yaml_value(value)
         if not (name and equals):
             raise typer.BadParameter(f"{text!r} is no NAME=VALUE")
     return found or None

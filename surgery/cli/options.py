@@ -85,11 +85,23 @@ def pairs(texts: Iterable[str] | None) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not (equals and key.isidentifier()):
             raise typer.BadParameter(f"{text!r} is no KEY=VALUE")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise typer.BadParameter(f"{text!r}: {value!r} is no YAML value") from error
+        found[key] = yaml_value(value)
     return found
+
+
+def yaml_value(text: str) -> Any:
+    """``"[1, 2]"`` as a list.
+
+    Raises:
+        typer.BadParameter: If it is no value that we read.
+    """
+    from policies.source import load_value
+
+    try:
+        return load_value(text)
+    except (yaml.YAMLError, ValueError) as error:
+        why = getattr(error, "problem", None) or str(error)
+        raise typer.BadParameter(f"{text[:100]!r} is no YAML value: {why}") from error
 
 
 def example_inputs(texts: Iterable[str] | None) -> ExampleInputs | None:

@@ -44,6 +44,8 @@ USAGE = [
     ("inspect", "resnet"),
     ("inspect", "timm:"),
     ("inspect", TIMM, "--set", "depth"),
+    ("inspect", TIMM, "--set", "depth=2026-13-13"),
+    ("inspect", TIMM, "--set", f"depth=0x{'f' * 4000}"),
     ("inspect", TIMM, "--input", "2xthree"),
     ("inspect", TIMM, "--input", "2x3:int9"),
     ("inspect", TIMM, "--meta", "--verify"),
@@ -57,7 +59,7 @@ USAGE = [
 ]
 
 
-@pytest.mark.parametrize("words", USAGE, ids=" ".join)
+@pytest.mark.parametrize("words", USAGE, ids=lambda words: " ".join(words)[:60])
 def test_wrong_usage_is_exit_code_2(run: Run, words: tuple[str, ...]) -> None:
     result = run(*words, code=2)
     assert "Traceback" not in result.stderr and result.stdout == ""
