@@ -196,9 +196,10 @@ def test_what_is_settled_is_judged_at_gaps_alone_and_by_what_leads_them(monkeypa
     assert not settled([[0.3, 0.4], [0.3, 0.4]], [8.0, 7.9, 5.5])
 
 
+@pytest.mark.parametrize("rank", [5, 7])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_a_weight_of_lower_rank_has_no_direction_for_every_pair(scale):
-    weight = scale * spectrum(200, 180, torch.linspace(3, 1, 5)).float()
+def test_a_weight_of_lower_rank_has_no_direction_for_every_pair(scale, rank):
+    weight = scale * spectrum(200, 180, torch.linspace(3, 1, rank)).float()
     basis = torch.linalg.qr(torch.cat([weight, torch.randn(200, 60)], 1)[:, :90])[0]
     assert krylov._within(weight, basis, basis.T @ weight, 8) is None
     assert krylov._within(weight, basis, basis.T @ weight, 4) is not None
