@@ -46,6 +46,14 @@ def test_the_table_quotes_what_was_measured() -> None:
     assert [figure for figure in quoted if figure not in TEXT] == []
 
 
+def test_the_training_figures_are_those_of_its_results() -> None:
+    kept = json.loads((ROOT / "benchmarks/results/layers.json").read_text(encoding="utf-8"))
+    row = next(r for r in kept["figures"]["rows"] if r["name"].startswith("ViT-S b8, q and v"))
+    peft, ours, least = (f"{row[name]['overhead']:.0%}" for name in ("peft", "lora", "least"))
+    said = f"| {peft} | **{ours}**, where the gradients alone take {least} |".replace("%", " %")
+    assert row["rank"] == 8 and said in TEXT
+
+
 def test_the_demo_figures_are_those_of_its_results() -> None:
     for adapter in ("symlora", "srlora", "lora"):
         path = ROOT / f"benchmarks/results/demo/{adapter}.json"
