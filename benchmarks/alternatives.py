@@ -120,7 +120,7 @@ def fused_attention() -> dict[str, Any]:
         ).save_model_to_file(str(optimized))
         files = {"plain_dynamo": plain, "ort_optimizer": optimized, "surgery_fused": ours}
         counts = {name: attention_run(path, Path(folder)) for name, path in files.items()}
-        latency = exporters.benchmark(model, files, inputs=x, compiled=False)
+        latency = exporters.benchmark(model, files, inputs=x, compiled=False, rounds=25)
     rows = {row.name: asdict(row) for row in latency.rows}
     for name, row in rows.items():
         row["ratio_to_plain"] = round(latency.ratio(name, "plain_dynamo"), 3)
