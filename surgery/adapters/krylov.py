@@ -41,6 +41,8 @@ def leading(weight: Tensor, count: int) -> Triplets | None:
         U (out, count), S (count,), Vh (count, in); None if the basis would become so large that a full
         decomposition is cheaper, or the weight has fewer directions.
     """
+    scale = _power_of_two(weight.abs().amax())
+    weight = weight / scale  # its squares have to be finite, and are then those of any other scale
     generator, shape = torch.Generator().manual_seed(0), (weight.shape[1], BLOCK)
     probe = torch.randn(shape, generator=generator, device="cpu").to(weight)
     basis = torch.linalg.qr(weight @ probe)[0]
@@ -50,13 +52,19 @@ def leading(weight: Tensor, count: int) -> Triplets | None:
         if size >= next_try:
             found = _within(weight, basis, image, count)
             if found is not None and found[1] <= 0:
-                return found[0]
+                u, s, vh = found[0]
+                return u, s * scale, vh
             blocks = math.ceil(found[1] / _A_BLOCK_BRINGS) if found is not None else 1
             next_try = max(size + blocks * BLOCK, int(size * _GROWTH))
         block = _beyond(basis, weight @ image[-BLOCK:].T)
         basis = torch.cat([basis, block], 1)
         image = torch.cat([image, block.T @ weight])
     return None
+
+
+def _power_of_two(value: Tensor) -> Tensor:
+    """The largest that is not above ``value``: dividing by it rounds nothing."""
+    return torch.ldexp(torch.ones_like(value), value.frexp().exponent - 1)
 
 
 def _beyond(basis: Tensor, block: Tensor) -> Tensor:

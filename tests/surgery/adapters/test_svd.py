@@ -86,6 +86,15 @@ def test_the_iteration_serves_large_weights_and_says_when_it_cannot():
     assert all(t.isfinite().all() for t in leading(torch.zeros(450, 440), 8))
 
 
+@pytest.mark.parametrize("power", [-100, -40, 60, 110])
+def test_the_scale_of_a_weight_changes_no_bit_of_its_directions(power):
+    weight = torch.randn(450, 440, generator=torch.Generator().manual_seed(3))
+    u, s, vh = leading(weight, 8)
+    scaled_u, scaled_s, scaled_vh = leading(weight * 2.0**power, 8)
+    assert torch.equal(scaled_u, u) and torch.equal(scaled_vh, vh)
+    assert torch.equal(scaled_s, s * 2.0**power)
+
+
 def test_it_does_not_settle_before_the_directions_are_right(monkeypatch):
     """Without its certificate it would stop at the first try, with other directions."""
     values = torch.cat([torch.linspace(1.2, 1.02, 8), torch.linspace(1, 0.9, 492)])
