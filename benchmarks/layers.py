@@ -102,7 +102,7 @@ def measured(projection: Projection, rank: int, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in layers}
     for turn in range(rounds + 2):
         for name, layer in layers.items():
-            seconds = timed(partial(step(layer), x, g))
+            seconds = timed(partial(step, layer, x, g))
             if turn > 1:
                 times[name].append(seconds)
             layer.zero_grad()
@@ -121,30 +121,38 @@ def measured(projection: Projection, rank: int, rounds: int) -> dict[str, Any]:
 def layers_of(projection: Projection, rank: int) -> dict[str, nn.Module]:
     """The frozen layer and every case on a copy of it; PEFT takes the whole of a fused projection."""
     linear = nn.Linear(projection.width, projection.out).requires_grad_(False)
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])
-    model: Any = peft.get_peft_model(nn.Sequential(copy.deepcopy(linear)), config)
     return {
         "frozen": linear,
         "least": Least(copy.deepcopy(linear), projection.spans, rank),
-        "peft": model.base_model.model[0],
-        "lora": adapted(linear, projection, partial(LoRA, rank=rank)),
-        "symlora": adapted(linear, projection, partial(SymLoRA, rank=rank, rectangular="truncate")),
+        "peft": with_peft(linear, rank),
+        "lora": adapted(linear, projection.spans, partial(LoRA, rank=rank)),
+        "symlora": adapted(
+            linear, projection.spans, partial(SymLoRA, rank=rank, rectangular="truncate")
+        ),
     }
 
 
-def adapted(linear: nn.Linear, projection: Projection, make: Callable[..., Adapter]) -> nn.Module:
-    """A copy of ``linear`` with an adapter on each part."""
-    graft = Graft(Layout.OUT_IN, Access.MODULE, projection.out)
-    for start, length in projection.spans:
-        adapter = make(projection.width, length)
+def with_peft(linear: nn.Linear, rank: int) -> nn.Module:
+    """A copy of ``linear`` with PEFT's LoRA on all of it."""
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])
+    model: Any = peft.get_peft_model(nn.Sequential(copy.deepcopy(linear)), config)
+    layer: nn.Module = model.base_model.model[0]
+    return layer
+
+
+def adapted(linear: nn.Linear, spans: Spans, make: Callable[..., Adapter]) -> nn.Module:
+    """A copy of ``linear`` with an adapter on each span of its output channels."""
+    graft = Graft(Layout.OUT_IN, Access.MODULE, linear.out_features)
+    for start, length in spans:
+        adapter = make(linear.in_features, length, device=linear.weight.device)
         adapter.start(linear.weight.narrow(0, start, length))
         graft.place(f"from {start}", adapter, ((start, start + length, 1),))
     return dress(copy.deepcopy(linear), {"weight": graft})
 
 
-def step(layer: nn.Module) -> Callable[[Tensor, Tensor], None]:
+def step(layer: nn.Module, x: Tensor, g: Tensor) -> None:
     """A forward and a backward."""
-    return lambda x, g: layer(x).backward(g)
+    layer(x).backward(g)
 
 
 def quartile(times: Sequence[float]) -> float:

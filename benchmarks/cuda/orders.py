@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from typing import Any
 
-import peft
 import torch
 from torch import Tensor, nn
 
 import surgery
 from benchmarks.clocks import events
 from benchmarks.cuda.placed import PRECISIONS, Precision
+from benchmarks.layers import adapted, with_peft
 from surgery.adapters import LoRA
-from surgery.anatomy.types import Access, Layout
-from surgery.operations.adapted import dress
-from surgery.operations.graft import Graft
 
 TOKENS = (256, 2048, 16384, 65536)
 WIDTHS = (384, 768, 2048, 4096)
@@ -46,10 +42,8 @@ def ratios(precision: Precision, width: int, n: int, rank: int, device: str) -> 
     wide = torch.bfloat16 if precision.autocast else precision.weights
     g = torch.randn(n, width, device=device, dtype=wide)
     linear = nn.Linear(width, width, device=device, dtype=precision.weights).requires_grad_(False)
-    ours = adapted(copy.deepcopy(linear), rank)
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])
-    model: Any = peft.get_peft_model(nn.Sequential(copy.deepcopy(linear)), config)
-    layers: dict[str, nn.Module] = {"frozen": linear, "peft": model.base_model.model[0]}
+    ours = adapted(linear, [(0, width)], partial(LoRA, rank=rank))
+    layers: dict[str, nn.Module] = {"frozen": linear, "peft": with_peft(linear, rank)}
     calls = {name: partial(run, layer, x, g, precision, device) for name, layer in layers.items()}
     calls |= {order: partial(ordered, order, ours, x, g, precision, device) for order in ORDERS}
     times = turns(calls, device)
@@ -86,12 +80,3 @@ def ordered(order: Any, layer: nn.Module, *rest: Any) -> None:
     """The same, in some order."""
     surgery.set_contraction(order)
     run(layer, *rest)
-
-
-def adapted(linear: nn.Linear, rank: int) -> nn.Module:
-    """A LoRA over the whole weight."""
-    graft = Graft(Layout.OUT_IN, Access.MODULE, linear.out_features)
-    adapter = LoRA(linear.in_features, linear.out_features, rank=rank, device=linear.weight.device)
-    adapter.start(linear.weight)
-    graft.place("query", adapter, ((0, linear.out_features, 1),))
-    return dress(linear, {"weight": graft})

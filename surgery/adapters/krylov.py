@@ -81,7 +81,7 @@ def _within(
     """The leading triplets of ``weight`` within ``basis``, ``image`` = basis^T W, and the digits that they lack."""
     squares, turns = torch.linalg.eigh((image @ image.T).double())
     s = squares.flip(0)[: count + 1].clamp_min(0).sqrt().to(weight)
-    if s[count - 1] <= torch.finfo(s.dtype).eps * s[0]:
+    if not s[count - 1] > torch.finfo(s.dtype).eps * s[0]:  # nor is NaN a direction
         return None
     turns = turns.flip(1)[:, :count].to(weight)
     u, v = basis @ turns, (turns.T @ image).T / s[:count]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 _EXPONENT = 0x7FF0_0000_0000_0000
 """The bits of a float64 that hold its exponent: alone, they are the power of two below it."""
+_SIGN = -(2**63)
 _HUGE = 2.0**200
 """Beyond every 16-bit type, and far enough from infinity to be multiplied."""
 
@@ -22,8 +23,7 @@ def round_into(out: Tensor, exact: Tensor, near: Tensor, scratch: Tensor) -> Ten
     Args:
         out: Any strides.
         exact: Of the same shape; it stays as it is.
-        near: Becomes what ``out`` holds, as float64. A zero of 16 bits is positive, and what is beyond their range
-            is not infinite yet.
+        near: Becomes what ``out`` holds, as float64; what is beyond the range of 16 bits is not infinite yet.
         scratch: Another float64 of that shape.
 
     Returns:
@@ -32,9 +32,11 @@ def round_into(out: Tensor, exact: Tensor, near: Tensor, scratch: Tensor) -> Ten
     form = torch.finfo(out.dtype)
     if form.bits >= 32:
         return near.copy_(out.copy_(exact))
-    torch.bitwise_and(exact.view(torch.int64), _EXPONENT, out=scratch.view(torch.int64))
+    bits, spare = exact.view(torch.int64), scratch.view(torch.int64)
+    torch.bitwise_and(bits, _EXPONENT, out=spare)
     scratch.clamp_(form.smallest_normal, _HUGE)  # below it, neighbours keep their distance
     shift = 1.5 * 2.0**52 * form.eps
     torch.add(exact, scratch, alpha=shift, out=near).sub_(scratch, alpha=shift)
+    near.view(torch.int64).bitwise_or_(torch.bitwise_and(bits, _SIGN, out=spare))  # M - M is +0
     out.copy_(near)
     return near

@@ -81,12 +81,15 @@ def test_attention_behind_complex_rotations_is_fused(tmp_path: Path) -> None:
 OTHERS = {
     "root": lambda x: torch.view_as_real(torch.view_as_complex(x).sqrt()),
     "imaginary unit": lambda x: torch.view_as_real(torch.view_as_complex(x) * 1j),
+    "matrix product": lambda x: torch.view_as_real(
+        torch.view_as_complex(x)[..., :1] @ torch.view_as_complex(x)
+    ),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_known_is_left_alone(name: str) -> None:
-    model, x = Calls(OTHERS[name]), torch.randn(3, 1, 2)
+    model, x = Calls(OTHERS[name]), torch.randn(3, 1, 1, 2)
     program = torch.export.export(model, (x,))
     before = [str(node) for node in program.graph.nodes]
     write_real(program)

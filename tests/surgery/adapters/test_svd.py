@@ -214,6 +214,12 @@ def test_a_weight_of_lower_rank_has_no_direction_for_every_pair(scale, rank):
     assert krylov._within(weight, basis, basis.T @ weight, 4) is not None
 
 
+def test_squares_that_overflow_settle_nothing():
+    weight = 1e25 * spectrum(200, 180, torch.linspace(3, 1, 180)).float()
+    basis = torch.linalg.qr(torch.randn(200, 60))[0]
+    assert krylov._within(weight, basis, basis.T @ weight, 8) is None
+
+
 def test_directions_are_few_up_to_a_fifth_with_the_columns_beyond_them(monkeypatch):
     few = torch.empty(5 * (8 + krylov.FIRST), 900)
     assert is_few(few, 8) and not is_few(few[1:], 8) and not is_few(few, 9)
