@@ -126,9 +126,16 @@ class DecoderStep(nn.Module):
     @property
     def positions(self) -> int | None:
         """How many positions the model was made for, if its configuration says so."""
-        config: Any = self.model.config
-        found = getattr(config.get_text_config(), "max_position_embeddings", None)
-        return None if found is None else int(found)
+        return positions_of(self.model)
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """How many positions a transformers model was made for, if its configuration says so."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config"):
+        return None
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def decoder_step(model: nn.Module, cache: Cache) -> DecoderStep:

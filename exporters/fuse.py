@@ -13,6 +13,7 @@ from exporters.capture import Captured
 from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal
 from exporters.patterns.batch_norm import BatchNormMatch, BatchNormPattern
+from exporters.patterns.group_query import GroupQueryMatch
 from exporters.patterns.layer_scale import LayerScaleMatch, LayerScalePattern
 from exporters.patterns.siblings import find_siblings
 from exporters.recipe import Match, Recipe
@@ -95,7 +96,7 @@ def fuse(
     for scaled in scales:
         scaled.write(rewriter)
     rewriter.finish()
-    notes = [*_notes(norms, len(scales), packed + joined)]
+    notes = [*_notes(norms, len(scales), packed + joined), *_rotated(found)]
     notes += (
         [] if recipe.sites else ["attention is left in standard operators for the engine to fuse"]
     )
@@ -176,6 +177,17 @@ def _join(found: list[Found], flow: Flow, rewriter: Rewriter) -> int:
             done.update(each.linears)
         count += bool(siblings)
     return count
+
+
+def _rotated(found: list[Found]) -> Iterator[str]:
+    """What holds for files whose operators rotate by tables of a fixed length."""
+    matches = [match for _, _, match in found if isinstance(match, GroupQueryMatch)]
+    tables = [match.rotary.cos for match in matches if match.rotary is not None]
+    if tables:
+        yield (
+            f"the attention of {len(tables)} sites rotates by itself, at up to {min(map(len, tables)):,} "
+            "positions, those of the model's configuration: longer inputs are refused"
+        )
 
 
 def _notes(norms: int, scales: int, joined: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from torch import nn
 
-from exporters.causal import DecoderStep
+from exporters.causal import DecoderStep, positions_of
 from exporters.errors import ExportError
 from exporters.inputs import Inputs
 from exporters.patterns.attention import AttentionPattern
@@ -75,17 +75,21 @@ def recipe_for(target: Target, precision: Precision, model: nn.Module) -> Recipe
     """What is done for a target.
 
     On CPUs the copies that a split makes cost more than fewer products save, so that only operators
-    that take the packed product themselves get one. TensorRT knows no operators of ONNX Runtime, and
-    fuses attention and products of one input by itself.
+    that take the packed product themselves get one; and there alone rotary embeddings go into the
+    operator without a cache, for its CUDA kernel takes 16 bits only. TensorRT knows no operators of
+    ONNX Runtime, and fuses attention and products of one input by itself.
     """
     if target == "tensorrt":
         return Recipe(())
     joins = target == "cuda"
     if isinstance(model, DecoderStep):
-        counting = GroupQueryPattern(model.positions, model.counted)
-        return Recipe((counting, MultiHeadPattern()), joins)
+        # Elsewhere positions follow from the padding, of which the operator then knows nothing.
+        rotated = model.positions if model.counted else None
+        return Recipe((GroupQueryPattern(rotated, model.counted), MultiHeadPattern()), joins)
+    grouped = GroupQueryPattern(positions_of(model) if target == "cpu" else None)
+    sites = (AttentionPattern(), grouped, MultiHeadPattern())
     # A projection inside the operator would stay fp32.
-    return Recipe(WHOLE[1:] if precision == "int8" else WHOLE, joins)
+    return Recipe(sites[1:] if precision == "int8" else sites, joins)
 
 
 def check_target(

@@ -136,7 +136,7 @@ class GroupQueryMatch:
 
 @dataclass(frozen=True)
 class GroupQueryPattern:
-    """Causal attention with a cache, or with a soft cap, which no other operator has.
+    """Causal attention with a cache, a soft cap or rotary embeddings, which no other operator has.
 
     Attributes:
         positions: How many positions rotary tables must cover; None leaves rotary embeddings outside.
@@ -162,8 +162,6 @@ class GroupQueryPattern:
         if shape_of(key)[1] != shape_of(value)[1] or shape_of(key)[3] != shape_of(value)[3]:
             return Refusal(f"key {shape_of(key)} and value {shape_of(value)} differ")
         cache = self._cache(key, value, graph)
-        if cache is None and not scores.softcap:
-            return Refusal("neither a cache nor a soft cap: other operators do as well")
         if cache is None and _length(scores.query) != _length(key):
             return Refusal("queries and keys differ in number, and there is no cache")
         mask = self._mask(scores, cache is not None, graph, inputs)
@@ -180,11 +178,13 @@ class GroupQueryPattern:
         mask: MaskReading,
         graph: Graph,
         inputs: Inputs,
-    ) -> GroupQueryMatch:
+    ) -> GroupQueryMatch | Refusal:
         query = scores.query
         if cache is not None:
             key, value = (part.new for part in cache)
         rotary = self._rotary(query, key, graph, inputs)
+        if cache is None and rotary is None and not scores.softcap:
+            return Refusal("no cache, no soft cap, no rotation: other operators do as well")
         if rotary is not None:
             query, key = (part.x for part in rotary)
         operands = [Operand(n, flat_operand(n, False, graph)) for n in (query, key, value)]
@@ -230,9 +230,12 @@ class GroupQueryPattern:
         self, query: fx.Node, key: fx.Node, graph: Graph, inputs: Inputs
     ) -> tuple[Rotary, Rotary] | None:
         """How both are rotated, if they are rotated alike and the operator takes it."""
-        if self.positions is None or not self.counted:
+        if self.positions is None:
             return None
-        found = [trace_rotary(n, graph, inputs, self.positions) for n in (query, key)]
+        found = [
+            trace_rotary(n, graph, inputs, self.positions, counted=self.counted)
+            for n in (query, key)
+        ]
         first, second = found
         if isinstance(first, Refusal) or isinstance(second, Refusal):
             return None

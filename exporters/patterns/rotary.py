@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -13,10 +14,12 @@ from exporters.causal import MASK, PAST_SEQUENCE, TOTAL_SEQUENCE
 from exporters.evaluate import Evaluator, NotConstantError
 from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal, keeps_values
-from exporters.patterns.masks import Sizes, axes_of
+from exporters.patterns.masks import axes_of
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 _CLOSE = 1e-5
+_TABLES: WeakKeyDictionary[Graph, dict[tuple[fx.Node, int], Tensor]] = WeakKeyDictionary()
+"""What was computed already: layers share their cosines and sines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class Rotary:
 
 
 def trace_rotary(
-    operand: fx.Node, graph: Graph, inputs: Inputs, positions: int
+    operand: fx.Node, graph: Graph, inputs: Inputs, positions: int, *, counted: bool
 ) -> Rotary | Refusal:
     """Read the rotation that makes ``operand``, for positions 0 to ``positions`` - 1.
 
@@ -54,21 +57,21 @@ def trace_rotary(
 
     Args:
         operand: (batch, heads, length, size).
-        graph: The program of a :class:`~exporters.causal.DecoderStep`.
+        graph: The program.
         inputs: What it takes.
         positions: How many the tables must cover.
+        counted: Whether positions are counted in the padding mask, as a
+            :class:`~exporters.causal.DecoderStep` does; they may then follow from a mask of ones.
     """
     found = _parts(operand)
     if found is None:
         return Refusal(f"{op_name(operand)} is no rotary embedding")
     x, cosines, sines = found
-    axes = dict(axes_of(graph, inputs))
-    lengths = {BATCH: 1, SEQUENCE: positions, PAST_SEQUENCE: 0, TOTAL_SEQUENCE: positions}
-    sizes = {symbol: lengths[axis] for symbol, axis in axes.items()}
+    tokens = placeholders(graph.program)[MASK] if counted else None
     try:
-        cos, sin = (_table(node, graph, sizes, positions) for node in (cosines, sines))
+        cos, sin = (_table(n, graph, inputs, positions, tokens) for n in (cosines, sines))
         for rotary in _readings(x, cos, sin):
-            if _holds(rotary, operand, graph, inputs):
+            if _holds(rotary, operand, graph, tokens):
                 return rotary
     except NotConstantError as error:
         return Refusal(f"the rotation depends on {error}")
@@ -86,7 +89,8 @@ def _parts(operand: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
     if any(op_name(p) != "mul" or len(p.all_input_nodes) != 2 for p in products):
         return None
     (x, cos), (_, sin) = (p.all_input_nodes for p in products)
-    if op_name(x) == "slice" and (partial or shape_of(x) == shape_of(operand)):
+    whole = shape_of(x) == shape_of(operand)
+    if op_name(x) in {"slice", "alias"} and (partial or whole):  # a slice of all is an alias
         x = x.all_input_nodes[0]
     return (x, cos, sin) if shape_of(x) == shape_of(operand) else None
 
@@ -97,9 +101,24 @@ def _through(node: fx.Node) -> fx.Node:
     return node
 
 
-def _table(node: fx.Node, graph: Graph, sizes: Sizes, positions: int) -> Tensor:
+def _table(
+    node: fx.Node, graph: Graph, inputs: Inputs, positions: int, tokens: fx.Node | None
+) -> Tensor:
+    known = _TABLES.setdefault(graph, {})
+    if (node, positions) not in known:
+        known[node, positions] = _computed(node, graph, inputs, positions, tokens)
+    return known[node, positions]
+
+
+def _computed(
+    node: fx.Node, graph: Graph, inputs: Inputs, positions: int, tokens: fx.Node | None
+) -> Tensor:
+    lengths = {BATCH: 1, SEQUENCE: positions, PAST_SEQUENCE: 0, TOTAL_SEQUENCE: positions}
+    axes = dict(axes_of(graph, inputs))
+    sizes = {symbol: lengths[axis] for symbol, axis in axes.items() if axis in lengths}
     evaluate = Evaluator(graph, sizes=sizes)
-    evaluate.values[placeholders(graph.program)[MASK]] = torch.ones(1, positions, dtype=torch.int64)
+    if tokens is not None:
+        evaluate.values[tokens] = torch.ones(1, positions, dtype=torch.int64)
     table: Tensor = evaluate(node)
     if table.numel() != positions * table.shape[-1]:
         raise NotConstantError(node.name)
@@ -114,13 +133,15 @@ def _readings(x: fx.Node, cos: Tensor, sin: Tensor) -> list[Rotary]:
     ]
 
 
-def _holds(rotary: Rotary, operand: fx.Node, graph: Graph, inputs: Inputs) -> bool:
+def _holds(rotary: Rotary, operand: fx.Node, graph: Graph, tokens: fx.Node | None) -> bool:
     """Whether the graph does the same at the sizes captured, behind a past without padding."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape_of(rotary.x), generator=generator)
-    total, length = inputs.tensors[MASK].shape[-1], x.shape[-2]
-    tokens = placeholders(graph.program)[MASK]
-    ones = torch.ones(x.shape[0], total, dtype=torch.int64)
-    found = Evaluator(graph, {rotary.x: x, tokens: ones})(operand)
+    known, length = {rotary.x: x}, x.shape[-2]
+    total = length
+    if tokens is not None:
+        known[tokens] = torch.ones(shape_of(tokens), dtype=torch.int64)
+        total = known[tokens].shape[-1]
+    found = Evaluator(graph, known)(operand)
     expected = rotary(x, slice(total - length, total))
     return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max())

@@ -235,6 +235,7 @@ def test_rows_padded_where_they_may_not_be_get_no_number(cache, name, padding):
         assert logits[1].isnan().all() == (padding not in {"either", side})
 
 
+@pytest.mark.slow
 def test_under_fp16_the_cache_has_half_the_bytes_and_generates_the_same(tmp_path):
     model, path = model_of("llama"), tmp_path / "model.onnx"
     report = exporters.to_onnx(model, path, precision="fp16", cache=True)

@@ -78,7 +78,7 @@ def mixtral(chosen: int) -> nn.Module:
     return hf.MixtralForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_mixture_is_exported_fused_and_verified(precision, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     # Rounded to half precision, an untrained router chooses other experts: let it choose all.

@@ -64,7 +64,7 @@ HALVES_ARE_FUSED = Version(onnxruntime.__version__) >= Version("1.32")
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        ("gemma2", "fp32"),
+        pytest.param("gemma2", "fp32", marks=pytest.mark.slow),
         pytest.param(
             "llama",
             "fp16",

@@ -17,6 +17,7 @@ from tests.exporters.patterns.sites import match
 
 BATCH, NEW, PAST, HEADS, KEY_HEADS, SIZE = 2, 3, 4, 4, 2, 8
 TOTAL = PAST + NEW
+ROTATED, POSITIONS = 32, 40
 
 
 class Cached(nn.Module):
@@ -123,7 +124,7 @@ class MaskedBefore(Cached):
     [
         (Bidirectional(), "more than to hide padding"),
         (Prefix(), "more than to hide padding"),
-        (Recomputed(), "neither a cache nor a soft cap"),
+        (Recomputed(), "differ in number, and there is no cache"),
         (MaskedBefore(), "masked before they are bounded"),
         (Cached(size=12), "not a multiple of 8"),
     ],
@@ -139,3 +140,100 @@ def test_no_other_operator_takes_a_soft_cap():
     found, _, _ = match(Cached(cap=1.7), inputs(), pattern=MultiHeadPattern())
     assert isinstance(found, Refusal)
     assert "a soft cap of 1.7" in found.why
+
+
+class Rotated(nn.Module):
+    """Rotates query and key by tables for its position, counted in the padding mask if ``counts``."""
+
+    def __init__(
+        self, interleaved: bool = False, counts: bool = False, turned: int = ROTATED
+    ) -> None:
+        super().__init__()
+        self.interleaved, self.counts, self.turned = interleaved, counts, turned
+        self.qkv = nn.Linear(HEADS * ROTATED, (HEADS + 2 * KEY_HEADS) * ROTATED)
+
+    def angles(self, x, attention_mask):
+        places = torch.arange(x.shape[1]).expand(x.shape[:2])
+        places = attention_mask.cumsum(-1) - 1 if self.counts else places
+        return places[:, None, :, None] / 10 ** torch.linspace(0, 2, self.turned // 2)
+
+    def rotate(self, t, angles):
+        if self.interleaved:
+            angles = angles.repeat_interleave(2, -1)
+            turned = torch.stack([-t[..., 1::2], t[..., ::2]], -1).flatten(-2)
+            return t * angles.cos() + turned * angles.sin()
+        t, rest = t[..., : self.turned], t[..., self.turned :]
+        first, second = t.chunk(2, -1)
+        angles = torch.cat([angles, angles], -1)
+        whole = t * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+        return torch.cat([whole, rest], -1) if rest.shape[-1] else whole
+
+    def keys(self, k, angles):
+        return self.rotate(k, angles)
+
+    def forward(self, x, attention_mask):
+        heads = self.qkv(x).unflatten(-1, (-1, ROTATED)).transpose(1, 2)
+        q, k, v = heads.split([HEADS, KEY_HEADS, KEY_HEADS], 1)
+        angles = self.angles(x, attention_mask)
+        q, k = self.rotate(q, angles), self.keys(k, angles)
+        k, v = (t.repeat_interleave(HEADS // KEY_HEADS, 1) for t in (k, v))
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        seen = seen[None, None] & attention_mask[:, None, None, :].bool()
+        return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2)
+
+
+class OtherKeys(Rotated):
+    """Keys are rotated the other way."""
+
+    def keys(self, k, angles):
+        return self.rotate(k, -angles)
+
+
+def sequences() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    kept = torch.ones(BATCH, TOTAL, dtype=torch.int64)
+    kept[1, :2] = 0
+    return {"x": torch.randn(BATCH, TOTAL, HEADS * ROTATED), "attention_mask": kept}
+
+
+def match_rotated(site: nn.Module, positions: int | None = POSITIONS):
+    axes = {"x": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch", 1: "sequence"}}
+    return match(site, sequences(), axes, GroupQueryPattern(positions))
+
+
+@pytest.mark.parametrize(
+    ("site", "pairs"),
+    [(Rotated(), 16), (Rotated(interleaved=True), 16), (Rotated(turned=16), 8)],
+    ids=["halves", "neighbours", "part"],
+)
+def test_without_a_cache_the_rotation_alone_is_a_reason(site, pairs):
+    given = sequences()
+    found, captured, graph = match_rotated(site)
+    assert isinstance(found, GroupQueryMatch), found.why
+    assert found.rotary is not None and found.cache is None
+    assert found.rotary.cos.shape == (POSITIONS, pairs)
+    nodes = {n.name: n for n in captured.program.graph.nodes}
+    run = Evaluator(graph, {nodes[name]: value for name, value in given.items()})
+    places = slice(0, TOTAL)
+    q, k = (found.rotary(run(part.node), places) for part in (found.query, found.key))
+    k, v = (t.repeat_interleave(HEADS // KEY_HEADS, 1) for t in (k, run(found.value.node)))
+    mask = run(found.scores.mask)
+    joined = F.scaled_dot_product_attention(q, k, v, mask, scale=found.scores.scale)
+    torch.testing.assert_close(joined.transpose(1, 2).flatten(2), site(**given))
+    assert found.packed is not None and found.packed.products == 1
+
+
+@pytest.mark.parametrize(
+    ("site", "positions"),
+    [
+        (Rotated(), None),  # the engine takes none
+        (Rotated(counts=True), POSITIONS),  # where a row begins is unknown to the operator
+        (OtherKeys(), POSITIONS),
+        (Rotated(turned=8), POSITIONS),  # not a multiple of 16 channels
+    ],
+    ids=["not asked for", "counted", "keys otherwise", "eight channels"],
+)
+def test_a_rotation_that_the_operator_does_not_do_stays_outside(site, positions):
+    found, _, _ = match_rotated(site, positions)
+    assert isinstance(found, Refusal)
+    assert "no rotation" in found.why
