@@ -5,8 +5,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-# Tests of one xdist_group share what is dear to make, and stay together.
-WORKERS := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-all test-matrix test-deprecations coverage mutants check format demo docs clean
@@ -26,10 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 test test-all test-matrix test-deprecations coverage mutants: export OMP_NUM_THREADS = 1
 
 test: $(STAMP)  ## run the tests (ARGS='-k fold' for some of them)
-	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-all: $(STAMP)  ## also the slow ones and those that download real weights
-	$(BIN)/python -m pytest $(WORKERS) -m 'not gpu' $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m 'not gpu' $(ARGS)
 
 test-matrix:  ## the engine's tests with the oldest and the newest libraries that pyproject.toml allows
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python $@"; exit 1; }
@@ -37,15 +35,15 @@ test-matrix:  ## the engine's tests with the oldest and the newest libraries tha
 	  $(PYTHON) -m venv .venv-$$set; \
 	  limits=; test $$set = newest || limits="--constraint constraints-oldest.txt"; \
 	  .venv-$$set/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager $$limits --editable '.[cpu,train,test]'; \
-	  .venv-$$set/bin/python -m pytest $(WORKERS) tests/surgery tests/exporters tests/trust $(ARGS); \
+	  .venv-$$set/bin/python -m pytest -n 2 tests/surgery tests/exporters tests/trust $(ARGS); \
 	done
 
 test-deprecations: $(STAMP)  ## the tests, with what dependencies are about to remove as an error
-	$(BIN)/python -m pytest $(WORKERS) -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning \
+	$(BIN)/python -m pytest -n 2 -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning \
 	  -W 'ignore:`is_gradient_checkpointing` is deprecated:FutureWarning' $(ARGS)  # PEFT 0.21 asks transformers for it
 
 coverage: $(STAMP)  ## lines and branches that the tests run, kept in benchmarks/results/coverage.json
-	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=json:.coverage.json $(ARGS)
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=json:.coverage.json $(ARGS)
 	$(BIN)/python -m benchmarks.coverage .coverage.json
 
 mutants: $(STAMP)  ## break the maths and the row provenance on purpose; which breaks do tests miss? (hours)

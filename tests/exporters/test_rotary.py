@@ -14,8 +14,6 @@ from torch import nn
 
 import exporters
 
-pytestmark = pytest.mark.xdist_group("exports of test_rotary")
-
 _TINY = {
     "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
     "head_dim": 32, "intermediate_size": 64, "vocab_size": 96, "max_position_embeddings": 40,

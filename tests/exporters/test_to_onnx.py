@@ -24,8 +24,6 @@ from exporters.fuse import Site
 from exporters.inputs import collect
 from tests.exporters.conftest import lively
 
-pytestmark = pytest.mark.xdist_group("exports of test_to_onnx")
-
 FUSED = {"vit": 2, "swin": 3, "bert": 2}
 FUSED_TOO = {
     "beit": 2,
