@@ -35,8 +35,7 @@ class Records:
     def __init__(self, task: str, steps: int, folder: Path = FOLDER) -> None:
         self.task, self.steps = task, steps
         self._path = folder / f"{task}.jsonl"
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        self._found = {_run_of(record): record for record in map(json.loads, lines)}
+        self._found = self._read()
 
     def missing(self, method: str, seeds: int) -> Iterator[Run]:
         """Runs without a record: every rate with seed 0, more rates while the best lies at an end, then seeds."""
@@ -49,11 +48,15 @@ class Records:
         yield from (run for run in wanted if run not in self._found)
 
     def add(self, record: Record) -> None:
-        """Keep one more."""
-        self._found[_run_of(record)] = record
+        """Keep one more, beside what another study has kept in the meantime."""
+        self._found = {**self._read(), _run_of(record): record}
         lines = "".join(f"{json.dumps(each)}\n" for each in self._found.values())
         self._path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._path, lines.encode())
+
+    def _read(self) -> dict[Run, Record]:
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        return {_run_of(record): record for record in map(json.loads, lines)}
 
     def best_rate(self, method: str) -> float | None:
         """The rate whose run with seed 0 reads the most validation examples; None before all were tried."""

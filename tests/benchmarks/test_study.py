@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def test_what_was_kept_is_read_again_and_runs_of_another_length_are_others(tmp_p
         len(list(Records("r8", 300, tmp_path).missing("head", 1))) == len(METHODS["head"].rates) - 1
     )
     assert len(list(Records("r8", 100, tmp_path).missing("head", 1))) == len(METHODS["head"].rates)
+
+
+def test_two_studies_at_a_time_keep_the_runs_of_both(tmp_path: Path) -> None:
+    one, other = (Records("r8", 300, tmp_path) for _ in range(2))
+    one.add(record("head", 1e-3, 0))
+    other.add(record("lora", 1e-3, 0))
+    one.add(record("head", 3e-3, 0))
+    kept = (tmp_path / "r8.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["method"] for line in kept) == ["head", "head", "lora"]
 
 
 def test_a_row_says_when_a_method_was_at_the_last_loss_of_lora() -> None:
