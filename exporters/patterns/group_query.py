@@ -72,7 +72,7 @@ class GroupQueryMatch:
             shapes = [(batch, length, heads * size), *self._present(rewriter, batch, length)]
             made = rewriter.fused_all(self.operator, given, self._attributes(), shapes)
             result = with_heads(made[0], self.gathered, self.result, heads, rewriter)
-        for part, present in zip(self.cache or (), made[1:], strict=True):
+        for part, present in zip(self.cache or (), made[1:], strict=False):
             rewriter.return_instead(part.joined, present)
         rewriter.replace(target, result)
 
@@ -124,13 +124,14 @@ class GroupQueryMatch:
         return cos, rewriter.constant("rotary.sin", self.rotary.sin)
 
     def _present(self, rewriter: Rewriter, batch: Size, length: Size) -> list[list[Size]]:
-        """Shapes of the longer keys and values."""
+        """Shapes of all keys and values: ONNX Runtime 1.22 wants both, read or not."""
+        heads, size = shape_of(self.key.node)[1], shape_of(self.key.node)[3]
+        if self.cache is None:
+            return [[batch, heads, length, size]] * 2
         shapes = []
-        for part in self.cache or ():
+        for part in self.cache:
             (past,) = rewriter.sizes(part.past, 2)
-            total = rewriter.node(operator.add, past, length)
-            heads, size = shape_of(part.past)[1], shape_of(part.past)[3]
-            shapes.append([batch, heads, total, size])
+            shapes.append([batch, heads, rewriter.node(operator.add, past, length), size])
         return shapes
 
 
