@@ -52,8 +52,9 @@ class SitePattern(Protocol):
         """Return the match, or what is in the way."""
 
 
-WHOLE: tuple[SitePattern, ...] = (AttentionPattern(), GroupQueryPattern(), MultiHeadPattern())
-"""The one that takes most into its operator first, the one that takes most sites last."""
+def _whole(positions: int | None = None) -> tuple[SitePattern, ...]:
+    """The one that takes most into its operator first, the one that takes most sites last."""
+    return AttentionPattern(), GroupQueryPattern(positions), MultiHeadPattern()
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Recipe:
             took, become one product and a split.
     """
 
-    sites: tuple[SitePattern, ...] = WHOLE
+    sites: tuple[SitePattern, ...] = _whole()
     joins: bool = False
 
 
@@ -86,8 +87,7 @@ def recipe_for(target: Target, precision: Precision, model: nn.Module) -> Recipe
         # Elsewhere positions follow from the padding, of which the operator then knows nothing.
         rotated = model.positions if model.counted else None
         return Recipe((GroupQueryPattern(rotated, model.counted), MultiHeadPattern()), joins)
-    grouped = GroupQueryPattern(positions_of(model) if target == "cpu" else None)
-    sites = (AttentionPattern(), grouped, MultiHeadPattern())
+    sites = _whole(positions_of(model) if target == "cpu" else None)
     # A projection inside the operator would stay fp32.
     return Recipe(sites[1:] if precision == "int8" else sites, joins)
 

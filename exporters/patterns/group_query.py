@@ -72,8 +72,9 @@ class GroupQueryMatch:
             shapes = [(batch, length, heads * size), *self._present(rewriter, batch, length)]
             made = rewriter.fused_all(self.operator, given, self._attributes(), shapes)
             result = with_heads(made[0], self.gathered, self.result, heads, rewriter)
-        for part, present in zip(self.cache or (), made[1:], strict=False):
-            rewriter.return_instead(part.joined, present)
+        if self.cache is not None:
+            for part, present in zip(self.cache, made[1:], strict=True):
+                rewriter.return_instead(part.joined, present)
         rewriter.replace(target, result)
 
     @property
@@ -163,12 +164,18 @@ class GroupQueryPattern:
         if shape_of(key)[1] != shape_of(value)[1] or shape_of(key)[3] != shape_of(value)[3]:
             return Refusal(f"key {shape_of(key)} and value {shape_of(value)} differ")
         cache = self._cache(key, value, graph)
+        if cache is not None:
+            key, value = (part.new for part in cache)
+        rotary = self._rotary(scores.query, key, graph, inputs)
+        if cache is None and rotary is None and not scores.softcap:
+            why = "neither a cache nor a soft cap nor a rotation"
+            return Refusal(f"{why}: other operators do as well")
         if cache is None and _length(scores.query) != _length(key):
             return Refusal("queries and keys differ in number, and there is no cache")
         mask = self._mask(scores, cache is not None, graph, inputs)
         if isinstance(mask, Refusal):
             return mask
-        return self._build(scores, key, value, cache, mask, graph, inputs)
+        return self._build(scores, key, value, cache, mask, rotary, graph)
 
     def _build(
         self,
@@ -177,15 +184,10 @@ class GroupQueryPattern:
         value: fx.Node,
         cache: tuple[Remembered, Remembered] | None,
         mask: MaskReading,
+        rotary: tuple[Rotary, Rotary] | None,
         graph: Graph,
-        inputs: Inputs,
-    ) -> GroupQueryMatch | Refusal:
+    ) -> GroupQueryMatch:
         query = scores.query
-        if cache is not None:
-            key, value = (part.new for part in cache)
-        rotary = self._rotary(query, key, graph, inputs)
-        if cache is None and rotary is None and not scores.softcap:
-            return Refusal("no cache, no soft cap, no rotation: other operators do as well")
         if rotary is not None:
             query, key = (part.x for part in rotary)
         operands = [Operand(n, flat_operand(n, False, graph)) for n in (query, key, value)]

@@ -137,11 +137,11 @@ def _holds(rotary: Rotary, operand: fx.Node, graph: Graph, tokens: fx.Node | Non
     """Whether the graph does the same at the sizes captured, behind a past without padding."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape_of(rotary.x), generator=generator)
-    known, length = {rotary.x: x}, x.shape[-2]
-    total = length
+    known = {rotary.x: x}
     if tokens is not None:
         known[tokens] = torch.ones(shape_of(tokens), dtype=torch.int64)
-        total = known[tokens].shape[-1]
+    length = x.shape[-2]
+    total = length if tokens is None else shape_of(tokens)[-1]
     found = Evaluator(graph, known)(operand)
     expected = rotary(x, slice(total - length, total))
     return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max())

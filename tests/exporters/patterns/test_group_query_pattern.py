@@ -124,7 +124,7 @@ class MaskedBefore(Cached):
     [
         (Bidirectional(), "more than to hide padding"),
         (Prefix(), "more than to hide padding"),
-        (Recomputed(), "differ in number, and there is no cache"),
+        (Recomputed(), "neither a cache nor a soft cap"),
         (MaskedBefore(), "masked before they are bounded"),
         (Cached(size=12), "not a multiple of 8"),
     ],
@@ -236,4 +236,4 @@ def test_without_a_cache_the_rotation_alone_is_a_reason(site, pairs):
 def test_a_rotation_that_the_operator_does_not_do_stays_outside(site, positions):
     found, _, _ = match_rotated(site, positions)
     assert isinstance(found, Refusal)
-    assert "no rotation" in found.why
+    assert "nor a rotation" in found.why
