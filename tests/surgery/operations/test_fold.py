@@ -14,6 +14,7 @@ from surgery.errors import StateError
 from surgery.operations.adapted import Adapted, adapters_of
 from surgery.operations.fold import FoldReport, fold
 from surgery.operations.state import find_record
+from tests.trust.promises import wrongly_rounded
 
 Adapt = Callable[..., nn.Module]
 Photograph = Callable[[nn.Module], dict[str, object]]
@@ -47,7 +48,8 @@ def test_each_weight_is_the_exact_sum_rounded_once(
     adapted = {o.projection.weight_name for o in find_record(net).plan.operations}
     report = fold(net)
     for name, expected in sums.items():
-        assert torch.equal(net.state_dict()[name], expected.to(dtype))
+        # Not expected.to(dtype): on the way to 16 bits torch rounds twice.
+        assert wrongly_rounded(net.state_dict()[name], expected.numpy()) == 0
         assert torch.equal(net.state_dict()[name], originals[name]) is (name not in adapted)
     assert 0 < report.drift < torch.finfo(dtype).eps
 
