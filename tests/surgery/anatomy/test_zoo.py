@@ -49,12 +49,16 @@ TYPES = """
     whisper xlm-roberta
 """.split()  # noqa: SIM905
 LONG = {
+    "bigbird_pegasus",
+    "botnet26t_256",
     "bridgetower",
     "coat_lite_tiny",
     "deepseek_v3",
     "detr",
     "efficientformerv2_s0",
     "efficientvit_b0",
+    "hiera_tiny_224",
+    "lowformer_b0",
 }
 
 
