@@ -21,6 +21,7 @@ from exporters.experts import hold_products, spell_out_products
 from exporters.inputs import identifier
 from exporters.norms import divide_by_roots
 from exporters.translations import TRANSLATIONS
+from surgery.anatomy.capture import alone
 
 OPSET = 20
 """Opset 23 turns SDPA into ai.onnx::Attention, but breaks rotary embeddings at batch > 1."""
@@ -37,7 +38,7 @@ def to_ir(captured: Captured) -> ir.Model:
     """
     hold_products(captured.program)
     _forget_pending(captured.program)
-    with _quiet(), torch.no_grad():
+    with alone(), _quiet(), torch.no_grad():
         try:
             translated = torch.onnx.export(
                 captured.program,
