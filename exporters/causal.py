@@ -123,11 +123,6 @@ class DecoderStep(nn.Module):
         model: Any = self.model
         return int(model.get_input_embeddings().weight.shape[0])
 
-    @property
-    def positions(self) -> int | None:
-        """How many positions the model was made for, if its configuration says so."""
-        return positions_of(self.model)
-
 
 def positions_of(model: nn.Module) -> int | None:
     """How many positions a transformers model was made for, if its configuration says so."""

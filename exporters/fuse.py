@@ -182,7 +182,7 @@ def _join(found: list[Found], flow: Flow, rewriter: Rewriter) -> int:
 def _rotated(found: list[Found]) -> Iterator[str]:
     """What holds for files whose operators rotate by tables of a fixed length."""
     matches = [match for _, _, match in found if isinstance(match, GroupQueryMatch)]
-    tables = [match.rotary.cos for match in matches if match.rotary is not None]
+    tables = [match.tables.cos for match in matches if match.tables is not None]
     if tables:
         yield (
             f"the attention of {len(tables)} sites rotates by itself, at up to {min(map(len, tables)):,} "

@@ -85,7 +85,7 @@ def recipe_for(target: Target, precision: Precision, model: nn.Module) -> Recipe
     joins = target == "cuda"
     if isinstance(model, DecoderStep):
         # Elsewhere positions follow from the padding, of which the operator then knows nothing.
-        rotated = model.positions if model.counted else None
+        rotated = positions_of(model.model) if model.counted else None
         return Recipe((GroupQueryPattern(rotated, model.counted), MultiHeadPattern()), joins)
     sites = _whole(positions_of(model) if target == "cpu" else None)
     # A projection inside the operator would stay fp32.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from exporters.inputs import Inputs
@@ -16,7 +15,7 @@ from exporters.patterns.heads import Gathered, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.operands import Operand, flat_operand, with_heads
 from exporters.patterns.packed import Packed, pack
-from exporters.patterns.rotary import Rotary, trace_rotary
+from exporters.patterns.rotary import Rotary, Tables, trace_rotary
 from exporters.patterns.scores import Replay, Scores
 from exporters.rewrite import Rewriter, Size
 from surgery.anatomy.attention import Core
@@ -31,13 +30,13 @@ class GroupQueryMatch:
     """A causal attention, its key heads shared by groups of query heads.
 
     Attributes:
-        query, key, value: The new tokens' operands, not yet rotated if ``rotary`` is given.
+        query, key, value: The new tokens' operands, not yet rotated if ``tables`` are given.
         cache: Past keys and values; None if the graph has no cache.
         gathered: Where the heads are side by side again; None if the graph never joins them.
         result: The attended values, (batch, heads, length, size).
         scores: Scale, soft cap and mask, as the graph has them.
         mask: What the mask says.
-        rotary: What the operator rotates query and key by.
+        tables: What the operator rotates query and key by.
         packed: The one product of which the operator takes all three operands, if there is one.
         counted: Whether the number of a row's tokens is all that the operator gets to know of padding;
             it then keeps them at the front, padding behind.
@@ -51,7 +50,7 @@ class GroupQueryMatch:
     result: fx.Node
     scores: Scores
     mask: MaskReading
-    rotary: Rotary | None
+    tables: Tables | None
     packed: Packed | None
     counted: bool
 
@@ -98,8 +97,8 @@ class GroupQueryMatch:
             found["softcap"] = self.scores.softcap
         if self.mask.window is not None:
             found["local_window_size"] = self.mask.window
-        if self.rotary is not None:
-            found |= {"do_rotary": 1, "rotary_interleaved": int(self.rotary.interleaved)}
+        if self.tables is not None:
+            found |= {"do_rotary": 1, "rotary_interleaved": int(self.tables.interleaved)}
         return found
 
     def _lengths(self, rewriter: Rewriter, batch: Size, length: Size) -> tuple[fx.Node, fx.Node]:
@@ -119,10 +118,10 @@ class GroupQueryMatch:
         return mask if says_more else None
 
     def _tables(self, rewriter: Rewriter) -> tuple[fx.Node | None, fx.Node | None]:
-        if self.rotary is None:
+        if self.tables is None:
             return None, None
-        cos = rewriter.constant("rotary.cos", self.rotary.cos)
-        return cos, rewriter.constant("rotary.sin", self.rotary.sin)
+        cos = rewriter.constant("rotary.cos", self.tables.cos)
+        return cos, rewriter.constant("rotary.sin", self.tables.sin)
 
     def _present(self, rewriter: Rewriter, batch: Size, length: Size) -> list[list[Size]]:
         """Shapes of all keys and values: ONNX Runtime 1.22 wants both, read or not."""
@@ -202,7 +201,7 @@ class GroupQueryPattern:
             scores.result,
             scores,
             mask,
-            None if rotary is None else rotary[0],
+            None if rotary is None else rotary[0].tables,
             None if isinstance(packed, Refusal) else packed,
             self.counted and mask.padding is not None,
         )
@@ -242,10 +241,8 @@ class GroupQueryPattern:
         first, second = found
         if isinstance(first, Refusal) or isinstance(second, Refusal):
             return None
-        alike = first.interleaved == second.interleaved
-        alike &= torch.equal(first.cos, second.cos) and torch.equal(first.sin, second.sin)
-        taken = shape_of(query)[-1] % _ROTARY == 0 == 2 * first.cos.shape[-1] % _ROTARY
-        return (first, second) if alike and taken else None
+        taken = shape_of(query)[-1] % _ROTARY == 0 == 2 * first.tables.cos.shape[-1] % _ROTARY
+        return (first, second) if taken and first.tables.same(second.tables) else None
 
 
 def _length(node: fx.Node) -> str:

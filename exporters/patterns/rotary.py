@@ -18,8 +18,34 @@ from exporters.patterns.masks import axes_of
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 _CLOSE = 1e-5
-_TABLES: WeakKeyDictionary[Graph, dict[tuple[fx.Node, int], Tensor]] = WeakKeyDictionary()
-"""What was computed already: layers share their cosines and sines."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Cosines and sines by position.
+
+    Attributes:
+        cos, sin: (positions, pairs); channels beyond the pairs stay as they are.
+        interleaved: Whether a pair is two neighbours; else one of the first half and one of the second.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+    def rotate(self, x: Tensor, positions: slice) -> Tensor:
+        """Rotate (..., length, size)."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+        pairs = turned.reshape(*x.shape[:-1], *((-1, 2) if self.interleaved else (2, -1)))
+        first, second = pairs.unbind(-1 if self.interleaved else -2)
+        both = (first * cos - second * sin, second * cos + first * sin)
+        return torch.cat([torch.stack(both, -1 if self.interleaved else -2).flatten(-2), rest], -1)
+
+    def same(self, other: Tables) -> bool:
+        """Whether both rotate alike."""
+        alike = self.interleaved == other.interleaved and torch.equal(self.cos, other.cos)
+        return alike and torch.equal(self.sin, other.sin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,23 +54,16 @@ class Rotary:
 
     Attributes:
         x: What is rotated, (batch, heads, length, size).
-        cos, sin: (positions, pairs); channels beyond the pairs stay as they are.
-        interleaved: Whether a pair is two neighbours; else one of the first half and one of the second.
+        tables: By which angles.
     """
 
     x: fx.Node
-    cos: Tensor
-    sin: Tensor
-    interleaved: bool
+    tables: Tables
 
-    def __call__(self, x: Tensor, positions: slice) -> Tensor:
-        """Rotate (..., length, size)."""
-        cos, sin = self.cos[positions], self.sin[positions]
-        turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
-        pairs = turned.reshape(*x.shape[:-1], *((-1, 2) if self.interleaved else (2, -1)))
-        first, second = pairs.unbind(-1 if self.interleaved else -2)
-        both = (first * cos - second * sin, second * cos + first * sin)
-        return torch.cat([torch.stack(both, -1 if self.interleaved else -2).flatten(-2), rest], -1)
+
+_Key = tuple[fx.Node, fx.Node, int, fx.Node | None]
+_READINGS: WeakKeyDictionary[Graph, dict[_Key, tuple[Tables, ...]]] = WeakKeyDictionary()
+"""What was computed already: layers share their cosines and sines, which may be large."""
 
 
 def trace_rotary(
@@ -69,10 +88,9 @@ def trace_rotary(
     x, cosines, sines = found
     tokens = placeholders(graph.program)[MASK] if counted else None
     try:
-        cos, sin = (_table(n, graph, inputs, positions, tokens) for n in (cosines, sines))
-        for rotary in _readings(x, cos, sin):
-            if _holds(rotary, operand, graph, tokens):
-                return rotary
+        for tables in _readings((cosines, sines, positions, tokens), graph, inputs):
+            if _holds(tables, x, operand, graph, tokens):
+                return Rotary(x, tables)
     except NotConstantError as error:
         return Refusal(f"the rotation depends on {error}")
     return Refusal("what looks like a rotary embedding does not rotate pairs of channels")
@@ -92,7 +110,7 @@ def _parts(operand: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
     whole = shape_of(x) == shape_of(operand)
     if op_name(x) in {"slice", "alias"} and (partial or whole):  # a slice of all is an alias
         x = x.all_input_nodes[0]
-    return (x, cos, sin) if shape_of(x) == shape_of(operand) else None
+    return (x, _spread(cos), _spread(sin)) if shape_of(x) == shape_of(operand) else None
 
 
 def _through(node: fx.Node) -> fx.Node:
@@ -101,16 +119,27 @@ def _through(node: fx.Node) -> fx.Node:
     return node
 
 
+def _spread(node: fx.Node) -> fx.Node:
+    """What is laid over the heads: each layer does that anew."""
+    while op_name(node) == "unsqueeze" or keeps_values(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _readings(key: _Key, graph: Graph, inputs: Inputs) -> tuple[Tables, ...]:
+    known = _READINGS.setdefault(graph, {})
+    if key not in known:
+        cosines, sines, positions, tokens = key
+        cos, sin = (_table(n, graph, inputs, positions, tokens) for n in (cosines, sines))
+        half = cos.shape[-1] // 2
+        known[key] = (
+            Tables(cos[:, :half].contiguous(), sin[:, :half].contiguous(), interleaved=False),
+            Tables(cos[:, ::2].contiguous(), sin[:, ::2].contiguous(), interleaved=True),
+        )
+    return known[key]
+
+
 def _table(
-    node: fx.Node, graph: Graph, inputs: Inputs, positions: int, tokens: fx.Node | None
-) -> Tensor:
-    known = _TABLES.setdefault(graph, {})
-    if (node, positions) not in known:
-        known[node, positions] = _computed(node, graph, inputs, positions, tokens)
-    return known[node, positions]
-
-
-def _computed(
     node: fx.Node, graph: Graph, inputs: Inputs, positions: int, tokens: fx.Node | None
 ) -> Tensor:
     lengths = {BATCH: 1, SEQUENCE: positions, PAST_SEQUENCE: 0, TOTAL_SEQUENCE: positions}
@@ -125,23 +154,17 @@ def _computed(
     return table.reshape(positions, -1)
 
 
-def _readings(x: fx.Node, cos: Tensor, sin: Tensor) -> list[Rotary]:
-    half = cos.shape[-1] // 2
-    return [
-        Rotary(x, cos[:, :half].contiguous(), sin[:, :half].contiguous(), interleaved=False),
-        Rotary(x, cos[:, ::2].contiguous(), sin[:, ::2].contiguous(), interleaved=True),
-    ]
-
-
-def _holds(rotary: Rotary, operand: fx.Node, graph: Graph, tokens: fx.Node | None) -> bool:
+def _holds(
+    tables: Tables, source: fx.Node, operand: fx.Node, graph: Graph, tokens: fx.Node | None
+) -> bool:
     """Whether the graph does the same at the sizes captured, behind a past without padding."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape_of(rotary.x), generator=generator)
-    known = {rotary.x: x}
+    x = torch.randn(shape_of(source), generator=generator)
+    known = {source: x}
     if tokens is not None:
         known[tokens] = torch.ones(shape_of(tokens), dtype=torch.int64)
     length = x.shape[-2]
     total = length if tokens is None else shape_of(tokens)[-1]
     found = Evaluator(graph, known)(operand)
-    expected = rotary(x, slice(total - length, total))
+    expected = tables.rotate(x, slice(total - length, total))
     return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max())

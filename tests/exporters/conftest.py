@@ -71,8 +71,13 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 
 def lively(name: str) -> nn.Module:
     """A model of the zoo in eval mode, always with the same weights."""
+    return enlivened(ZOO[name])
+
+
+def enlivened(make: Callable[[], nn.Module]) -> nn.Module:
+    """What is made, in eval mode, always with the same weights."""
     torch.manual_seed(0)
-    model = ZOO[name]().eval()
+    model = make().eval()
     # Fresh weights hide mistakes: attention is all but uniform, gains and biases are ones and zeros.
     with torch.no_grad():
         for parameter in model.parameters():

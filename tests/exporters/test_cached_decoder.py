@@ -15,6 +15,8 @@ from torch import nn
 import exporters
 from exporters.causal import decoder_step
 from exporters.errors import ExportError
+from tests.exporters.conftest import enlivened
+from tests.exporters.decoders import group_query
 
 _TINY = {
     "hidden_size": 64,
@@ -64,26 +66,7 @@ KEPT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
 
 def model_of(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = (MODELS | CAST)[name]().eval()
-    # Fresh weights hide mistakes: attention is all but uniform, gains and biases are ones and zeros.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            else:
-                parameter.mul_(4)
-    return model
-
-
-def inputs(path: Path) -> list[list[str]]:
-    nodes = [n for n in onnx.load(path).graph.node if n.op_type == "GroupQueryAttention"]
-    return [list(node.input) for node in nodes]
-
-
-def attention(path: Path) -> list[dict[str, object]]:
-    nodes = [n for n in onnx.load(path).graph.node if n.op_type == "GroupQueryAttention"]
-    return [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes]
+    return enlivened((MODELS | CAST)[name])
 
 
 def generate(path: Path, ids: torch.Tensor, mask: torch.Tensor, count: int = 5) -> np.ndarray:
@@ -127,10 +110,9 @@ def test_in_the_runtimes_own_convention_the_operator_rotates_and_counts(tmp_path
     model = model_of("llama")
     report = exporters.to_onnx(model, tmp_path / "model.onnx", cache="right")
     assert report.fused == len(report.sites) == 1
-    (found,) = attention(tmp_path / "model.onnx")
+    (((query, key, value, *_), found),) = group_query(tmp_path / "model.onnx")
     assert found["do_rotary"] == 1
     assert (found["num_heads"], found["kv_num_heads"]) == (4, 2)
-    ((query, key, value, *_),) = inputs(tmp_path / "model.onnx")
     assert query and (key, value) == ("", "")  # one product makes all three
     assert any("of 1 sites come from one matrix product" in note for note in report.notes)
     for file in report.files:
@@ -156,14 +138,14 @@ def test_what_is_generated_is_what_the_model_generates(name, cache, tmp_path):
     model = model_of(name)
     report = exporters.to_onnx(model, tmp_path / "model.onnx", cache=cache)
     assert report.fused == len(report.sites)
-    assert len(attention(tmp_path / "model.onnx")) == len(report.sites)
+    found = [attributes for _, attributes in group_query(tmp_path / "model.onnx")]
+    assert len(found) == len(report.sites)
     sliding = name in {"mistral", "gemma2"}
     sides = ["right"] if cache == "right" else ["left", "right"]
     sides = [side for side in sides if not (sliding and side == "right")]
     for file in report.files:
         for side in sides:
             np.testing.assert_array_equal(generate(file.path, *padded(side)), alone(model))
-    found = attention(tmp_path / "model.onnx")
     windows = {"mistral": {5}, "gemma2": {5, None}}.get(name, {None})
     assert {each.get("local_window_size") for each in found} == windows
     assert {each.get("softcap") for each in found} == {2.0 if name == "gemma2" else None}

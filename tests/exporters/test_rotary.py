@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -13,6 +12,8 @@ import transformers as hf
 from torch import nn
 
 import exporters
+from tests.exporters.conftest import enlivened
+from tests.exporters.decoders import group_query
 
 _TINY = {
     "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -29,12 +30,7 @@ KEPT = torch.tensor([[1] * 33, [0] * 9 + [1] * 24])
 
 
 def model_of(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = MODELS[name]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # fresh weights attend all but uniformly
-            parameter.mul_(4 if parameter.ndim > 1 else 1)
-    return model
+    return enlivened(MODELS[name])
 
 
 def check(model: nn.Module, path: Path) -> None:
@@ -47,13 +43,6 @@ def check(model: nn.Module, path: Path) -> None:
     found = torch.from_numpy(session.run(["logits"], given)[0])
     tokens = KEPT.bool()
     torch.testing.assert_close(found[tokens], expected[tokens], rtol=1e-4, atol=1e-4)
-
-
-def attention(path: Path) -> list[tuple[list[str], dict[str, object]]]:
-    """Inputs and attributes of each operator."""
-    nodes = [n for n in onnx.load(path).graph.node if n.op_type == "GroupQueryAttention"]
-    value = onnx.helper.get_attribute_value
-    return [(list(n.input), {a.name: value(a) for a in n.attribute}) for n in nodes]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +64,7 @@ def test_so_it_does_in_other_spellings(name, window, tmp_path):
 
 def check_site(model: nn.Module, report: exporters.ExportReport, window: int | None) -> None:
     assert [site.operator for site in report.sites] == ["GroupQueryAttention"]
-    (((query, key, value, past, *_), found),) = attention(report.files[0].path)
+    (((query, key, value, past, *_), found),) = group_query(report.files[0].path)
     assert query and (key, value, past) == ("", "", "")
     assert (found["do_rotary"], found["num_heads"], found["kv_num_heads"]) == (1, 2, 1)
     assert found.get("local_window_size") == window

@@ -9,10 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from exporters.capture import capture
 from exporters.evaluate import Evaluator
+from exporters.inputs import collect
 from exporters.patterns.base import Refusal
 from exporters.patterns.group_query import GroupQueryMatch, GroupQueryPattern
 from exporters.patterns.multihead import MultiHeadPattern
+from surgery.anatomy.attention import find_cores
+from surgery.anatomy.flow import Flow
+from surgery.anatomy.graph import Graph
+from surgery.anatomy.linears import LinearReader
+from tests.exporters.conftest import lively
 from tests.exporters.patterns.sites import match
 
 BATCH, NEW, PAST, HEADS, KEY_HEADS, SIZE = 2, 3, 4, 4, 2, 8
@@ -210,12 +217,12 @@ def test_without_a_cache_the_rotation_alone_is_a_reason(site, pairs):
     given = sequences()
     found, captured, graph = match_rotated(site)
     assert isinstance(found, GroupQueryMatch), found.why
-    assert found.rotary is not None and found.cache is None
-    assert found.rotary.cos.shape == (POSITIONS, pairs)
+    assert found.tables is not None and found.cache is None
+    assert found.tables.cos.shape == (POSITIONS, pairs)
     nodes = {n.name: n for n in captured.program.graph.nodes}
     run = Evaluator(graph, {nodes[name]: value for name, value in given.items()})
     places = slice(0, TOTAL)
-    q, k = (found.rotary(run(part.node), places) for part in (found.query, found.key))
+    q, k = (found.tables.rotate(run(part.node), places) for part in (found.query, found.key))
     k, v = (t.repeat_interleave(HEADS // KEY_HEADS, 1) for t in (k, run(found.value.node)))
     mask = run(found.scores.mask)
     joined = F.scaled_dot_product_attention(q, k, v, mask, scale=found.scores.scale)
@@ -237,3 +244,14 @@ def test_a_rotation_that_the_operator_does_not_do_stays_outside(site, positions)
     found, _, _ = match_rotated(site, positions)
     assert isinstance(found, Refusal)
     assert "nor a rotation" in found.why
+
+
+def test_layers_share_what_is_read_once():
+    """Half a table may be 33 MB: 131,072 positions of 64 pairs."""
+    model = lively("llama")
+    captured = capture(model, collect(model))
+    graph = Graph(captured.program)
+    cores, _ = find_cores(Flow(graph, LinearReader(graph, model)))
+    first, second = (GroupQueryPattern(64).match(core, graph, captured.inputs) for core in cores)
+    assert isinstance(first, GroupQueryMatch) and isinstance(second, GroupQueryMatch)
+    assert first.tables is not None and first.tables is second.tables
