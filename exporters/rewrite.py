@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from exporters.edits import drop_unread
+from exporters.patterns.base import keeps_values
 from exporters.patterns.scores import Replay
 from surgery.anatomy.graph import op_name, shape_of
 
@@ -51,8 +52,11 @@ class Rewriter:
         return self._replaced.get(node, node)
 
     def return_instead(self, old: fx.Node, new: fx.Node) -> None:
-        """Let the graph return ``new`` where it returned ``old``; other readers stay."""
+        """Let the graph return ``new`` where it returned ``old`` or handed it on; other readers stay."""
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user.op == "output")
+        for user in list(old.users):
+            if keeps_values(user) and user.args[0] is old:
+                self.return_instead(user, new)
 
     def fused(
         self,

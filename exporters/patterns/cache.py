@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from exporters.evaluate import Evaluator, NotConstantError, index_tensor
-from exporters.patterns.base import is_move
+from exporters.patterns.base import is_move, keeps_values
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 _COPIES = frozenset({"expand", "repeat", "repeat_interleave"})
@@ -26,15 +26,17 @@ class Remembered:
 def shared_heads(operand: fx.Node, transposed: bool, heads: int, graph: Graph) -> fx.Node | None:
     """The node, (batch, key heads, length, size), whose heads the operand repeats for the query heads."""
     found = None if transposed else operand
-    node = operand
-    while is_move(node) or op_name(node) in _COPIES:
+    node, kept = operand, set[fx.Node]()
+    while is_move(node) or op_name(node) in _COPIES or keeps_values(node):
+        if keeps_values(node):
+            kept.add(node)
         node = node.all_input_nodes[0]
         shape = shape_of(node)
         if len(shape) != 4 or heads % shape[1]:
             continue
         start = index_tensor(shape)
         try:
-            copied = Evaluator(graph, {node: start})(operand)
+            copied = Evaluator(graph, {node: start}, kept)(operand)
         except NotConstantError:
             return found
         copied = copied.mT if transposed else copied
