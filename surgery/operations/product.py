@@ -15,8 +15,9 @@ from surgery.operations.pairs import Order, Span
 
 Contraction = Literal["auto", "merged", "low-rank", "plain"]
 
-_MERGE_FROM = 1.0
-"""Tokens from which merging pays, in units of the tokens at which both orders cost as many products."""
+_MERGE_FROM = 1.75
+"""Tokens a channel from which merging pays, measured on CPUs: at 1 both orders cost as many products, but
+a merged weight is also written and read."""
 _TILE = 64
 """Ranks that a GPU multiplies by in one tile: as many pairs as fit cost no more time than one."""
 _contraction: Contraction = "auto"
@@ -85,7 +86,7 @@ def product(
         tuple(spans),
         dtype,
         as_one=len(spans) > 1 and _as_one(x, sum(len(a) for _, a in factors)),
-        forward=_merges(tokens * (width + out), width * out, x.dtype),
+        forward=_merges(tokens, width, x.dtype),
         backward=_merges(tokens, out, x.dtype),
     )
     result: Tensor = _Product.apply(order, x, weight, bias, *(f for p in factors for f in p))
@@ -97,11 +98,11 @@ def _as_one(x: Tensor, ranks: int) -> bool:
     return x.is_cuda and ranks <= _TILE
 
 
-def _merges(low_rank: int, merged: int, dtype: torch.dtype) -> bool:
-    """Whether to merge, given how many products each order costs for one pair."""
+def _merges(tokens: int, channels: int, dtype: torch.dtype) -> bool:
+    """Whether to merge, where the channels are those that a merged weight is multiplied along."""
     if _contraction != "auto":
         return _contraction == "merged"
-    return torch.finfo(dtype).bits >= 32 and low_rank > _MERGE_FROM * merged
+    return torch.finfo(dtype).bits >= 32 and tokens > _MERGE_FROM * channels
 
 
 class _Product(torch.autograd.Function):
@@ -111,14 +112,14 @@ class _Product(torch.autograd.Function):
         y = x (W + B A)^T = x W^T + (x A^T) B^T
 
     With N tokens and rank r the merged order costs r·out·in products more than the frozen layer, the
-    low-rank order r·N·(in + out). Backward, with ``g`` the gradient of y and ``u = x A^T``,
-    ``v = g B``, both (N, r):
+    low-rank order r·N·out: of its two products, ``u = x A^T`` is needed for ∂B in any case. Backward,
+    with ``g`` the gradient of y and ``v = g B``, (N, r) as u is:
 
     .. math::
         \partial B = g^T u, \qquad \partial A = v^T x, \qquad \partial x = g (W + B A) = g W + v A
 
     of which ∂x again has two orders, r·out·in against r·N·in. Nothing of the size of a weight outlives
-    a pass: W + B A and u are computed again, which is cheaper than to keep them; x is kept, once for
+    a pass: W + B A is computed again; u is kept where the forward made it; x is kept, once for
     all pairs, and only if an A trains. A span of channels is a view of y and of g, never a copy.
 
     With few tokens, and on a GPU with many, launches cost more than products do. So the factors come in as

@@ -301,7 +301,8 @@ def test_an_input_is_not_kept_where_no_A_trains() -> None:
         torch.autograd.grad(y.square().sum(), x, create_graph=True)
 
 
-def test_auto_merges_many_tokens_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_merges_from_so_many_tokens_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward along the 6 channels that come in, backward along the 12 that go out."""
     chosen: list[tuple[bool, bool]] = []
     original = home.Order
 
@@ -311,10 +312,10 @@ def test_auto_merges_many_tokens_and_no_others(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(home, "Order", spy)
     module = adapted({"query": 0})
-    module(torch.randn(1, 6))
-    module(torch.randn(1000, 6))
+    for tokens in (10, 11, 21, 22):
+        module(torch.randn(tokens, 6))
     adapted({"query": 0}, torch.bfloat16)(torch.randn(1000, 6).bfloat16())
-    assert chosen == [(False, False), (True, True), (False, False)]
+    assert chosen == [(False, False), (True, False), (True, False), (True, True), (False, False)]
 
 
 def test_an_unknown_order_is_refused_and_changes_nothing() -> None:
