@@ -1,0 +1,70 @@
+"""Capturing: the process as it was, no time spent on stack traces, and errors that say where."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import torch.fx.config
+from torch import Tensor, nn
+
+import surgery
+from surgery.anatomy.capture import alone, capture
+from surgery.errors import CaptureError
+
+
+class Positive(nn.Module):
+    """Keeps rows by their values: how many is not known."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x.sum(-1) > 0]
+
+
+class Picks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pick, self.last = nn.Linear(4, 4), Positive(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pick(self.first(x)))
+
+
+def traces_are_wanted() -> bool:
+    return not getattr(torch.fx.config, "do_not_emit_stack_traces", False)
+
+
+def test_no_node_has_a_stack_trace_and_others_get_theirs_again() -> None:
+    program = capture(nn.Linear(3, 3), (torch.randn(2, 3),))
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    if hasattr(torch.fx.config, "do_not_emit_stack_traces"):
+        assert nodes and not any(node.meta.get("stack_trace") for node in nodes)
+    with pytest.raises(CaptureError):
+        capture(nn.Linear(3, 3), (torch.randn(2, 4),))
+    assert traces_are_wanted()
+
+
+def test_a_second_thread_waits() -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with alone():
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with alone():
+        thread.start()
+        assert not entered.wait(0.05)
+        with alone():  # but not for itself
+            pass
+        assert not traces_are_wanted()
+    thread.join(10)
+    assert entered.is_set() and traces_are_wanted()
+
+
+def test_a_size_that_follows_from_values_is_refused_with_the_module_it_comes_from() -> None:
+    with torch.device("meta"):
+        model, x = Picks(), torch.randn(3, 4)
+    with pytest.raises(CaptureError, match="size depends on values") as caught:
+        surgery.read(model, x)
+    assert caught.value.where == "pick"
