@@ -152,13 +152,17 @@ def alone() -> Iterator[None]:
 
     It would spend a fifth of a capture on these lines; a module's path says where a node comes from.
     """
+    switch = "do_not_emit_stack_traces"
     with _ALONE:
-        before = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
-        torch.fx.config.do_not_emit_stack_traces = True
+        before = getattr(torch.fx.config, switch, None)
+        if before is None:  # torch 2.11 always looks
+            yield
+            return
+        setattr(torch.fx.config, switch, True)
         try:
             yield
         finally:
-            torch.fx.config.do_not_emit_stack_traces = before
+            setattr(torch.fx.config, switch, before)
 
 
 @contextmanager
