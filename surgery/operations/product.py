@@ -149,6 +149,8 @@ class _Product(torch.autograd.Function):
             for rows, part, b in _pairs(order.rows(_flat(y), 1), u, bs):
                 _add_product(rows, part, b.t())
         ctx.order, ctx.shape, ctx.kind, ctx.pairs = order, x.shape, x.dtype, len(factors)
+        if a is not factors[1] and not x.is_cuda:
+            a = None  # laid out again in less time than its memory is worth; a GPU minds the launch
         ctx.save_for_backward(x if a_trains else None, weight, u, *factors, a, *bs)
         return y
 
