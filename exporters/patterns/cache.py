@@ -27,8 +27,8 @@ def shared_heads(operand: fx.Node, transposed: bool, heads: int, graph: Graph) -
     """The node, (batch, key heads, length, size), whose heads the operand repeats for the query heads."""
     found = None if transposed else operand
     node, kept = operand, set[fx.Node]()
-    while is_move(node) or op_name(node) in _COPIES or keeps_values(node):
-        if keeps_values(node):
+    while (same := keeps_values(node)) or is_move(node) or op_name(node) in _COPIES:
+        if same:
             kept.add(node)
         node = node.all_input_nodes[0]
         shape = shape_of(node)

@@ -110,18 +110,14 @@ def _parts(operand: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
     whole = shape_of(x) == shape_of(operand)
     if op_name(x) in {"slice", "alias"} and (partial or whole):  # a slice of all is an alias
         x = x.all_input_nodes[0]
-    return (x, _spread(cos), _spread(sin)) if shape_of(x) == shape_of(operand) else None
+    if shape_of(x) != shape_of(operand):
+        return None
+    # Each layer lays the tables over its heads anew; behind that they are the same nodes.
+    return x, _through(cos, "unsqueeze"), _through(sin, "unsqueeze")
 
 
-def _through(node: fx.Node) -> fx.Node:
-    while keeps_values(node):
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _spread(node: fx.Node) -> fx.Node:
-    """What is laid over the heads: each layer does that anew."""
-    while op_name(node) == "unsqueeze" or keeps_values(node):
+def _through(node: fx.Node, *moves: str) -> fx.Node:
+    while op_name(node) in moves or keeps_values(node):
         node = node.all_input_nodes[0]
     return node
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 import torch.fx.config
@@ -152,17 +153,10 @@ def alone() -> Iterator[None]:
 
     It would spend a fifth of a capture on these lines; a module's path says where a node comes from.
     """
-    switch = "do_not_emit_stack_traces"
-    with _ALONE:
-        before = getattr(torch.fx.config, switch, None)
-        if before is None:  # torch 2.11 always looks
-            yield
-            return
-        setattr(torch.fx.config, switch, True)
-        try:
-            yield
-        finally:
-            setattr(torch.fx.config, switch, before)
+    config, switch = torch.fx.config, "do_not_emit_stack_traces"
+    known = hasattr(config, switch)  # torch 2.11 always looks
+    with _ALONE, mock.patch.object(config, switch, True) if known else nullcontext():
+        yield
 
 
 @contextmanager
