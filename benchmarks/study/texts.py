@@ -70,6 +70,7 @@ def _examples(rows: list[_Row], classes: list[str], tokenizer: Tokenizer) -> Exa
     return Examples(tokens, torch.tensor([classes.index(label) for label, _ in rows]))
 
 
+reuters_small = partial(load, name="reuters-r8", train=1000, validation=1000, length=32)
 reuters = partial(load, name="reuters-r8", train=4486, validation=1000)
 newsgroups = partial(load, name="20newsgroups", train=8000, validation=2000)
 newsgroups_small = partial(
