@@ -157,6 +157,7 @@ def test_a_disk_that_takes_nothing_is_no_error(folder, computed, monkeypatch):
 
 
 def _race(barrier, queue):
+    torch.set_num_threads(1)  # a fork has none of the threads that its parent started
     barrier.wait()
     found = [svd.leading(weight(seed), 4) for seed in range(20)]
     queue.put([t.numpy().tobytes() for triplet in found for t in triplet])
