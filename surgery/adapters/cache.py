@@ -25,7 +25,7 @@ from surgery.atomic import replace_file
 from surgery.errors import StateError
 
 FOLDER, SIZE = "MODEL_SURGERY_CACHE", "MODEL_SURGERY_CACHE_GB"
-ALGORITHM = 2
+ALGORITHM = 3
 """Goes up when the same weight would get other directions."""
 WORTH_KEEPING = 2**17
 """Entries of a weight from which reading is faster than computing."""

@@ -13,10 +13,10 @@ GAP = 0.01
 """Two neighbouring singular values are apart if they differ by this share of the larger one."""
 ANGLE = 1e-3
 """Largest principal angle, in radians, between a leading subspace that ends at a gap and the exact one."""
-BLOCK = 16
-FIRST = 4 * BLOCK
+BLOCK = 8
+FIRST = 8 * BLOCK
 """Columns beyond those asked for at which the certificate is first tried."""
-_A_BLOCK_BRINGS = 0.5
+_A_BLOCK_BRINGS = 0.4
 """Decimal digits of the residual, as trained and random weights lose them: it tells when to try again."""
 _GROWTH = 1.2
 """A try costs as much as some blocks: so much larger is the basis at the next one, at least."""

@@ -167,7 +167,7 @@ def test_a_basis_that_would_cost_as_much_as_everything_is_given_up(monkeypatch):
 
 
 def test_the_next_try_is_made_where_the_residual_should_have_fallen(monkeypatch):
-    """1.9 digits are four blocks, 0.1 would be one but is a fifth of the basis at least."""
+    """1.9 digits are five blocks, 0.1 would be one but is a fifth of the basis at least."""
     sizes, lacking = [], iter([1.9, 0.1, -1.0])
 
     def watched(residual, s):
@@ -182,7 +182,7 @@ def test_the_next_try_is_made_where_the_residual_should_have_fallen(monkeypatch)
     monkeypatch.setattr(krylov, "_within", counted)
     weight = torch.randn(600, 500, generator=torch.Generator().manual_seed(0))
     assert krylov.leading(weight, 8) is not None
-    assert sizes == [80, 144, 176]
+    assert sizes == [72, 112, 136]
 
 
 def settled(columns, values):
