@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.study import backbones, summary
+from benchmarks.study import summary
 from benchmarks.study.methods import METHODS
 from benchmarks.study.schedule import Records, Study
 from benchmarks.study.tasks import TASKS
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _prepare(sources: Path, material: Path, tasks: Sequence[str], dtype: torch.dtype) -> None:
     material.mkdir(parents=True, exist_ok=True)
-    backbones.prepare(sources, material, dtype)
+    for backbone in {TASKS[task].backbone for task in tasks}:
+        backbone.prepare(sources, material, dtype)
     for task in tasks:
         TASKS[task].load(sources).write(material / f"{task}.safetensors")
 

