@@ -35,8 +35,10 @@ class Polar(SingularStart):
 
     Args:
         start: ``"zero"``: L = 0, Q random orthonormal. ``"singular"``: Q = the leading singular vectors of
-            the shorter side, L = the singular values over s, subtracted from the frozen weight: PiSSA
-            (arXiv 2404.02948) with half the trained weights.
+            the shorter side times the roots of their singular values over s, L = 1, subtracted from the
+            frozen weight: PiSSA (arXiv 2404.02948) with half the trained weights. PiSSA's A is this Q^T, so
+            a step of Q moves the weight as far as one of A does; with orthonormal Q and the values in L it
+            would move it by the root of the value more.
         **options: See :class:`Adapter`; no dropout with the singular start.
 
     Raises:
@@ -81,7 +83,7 @@ class Polar(SingularStart):
         self._decompose(weight)
 
     def eigenvalues(self) -> Tensor:
-        """L = c l, (r,): the eigenvalues of the update of P / s as long as Q stays orthonormal."""
+        """L = c l, (r,): with orthonormal Q, of the zero start, the eigenvalues of the update of P / s."""
         return self.l * self.step
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -100,10 +102,11 @@ class Polar(SingularStart):
         return {"Q": (self.Q, 1), "l": (self.l, 0)}
 
     def directions(self, weight: Tensor, count: int) -> dict[str, Tensor]:
-        """Q and l of the leading singular directions; R is recomputed on the way."""
+        """Q and l of the leading singular directions, Q diag(L) Q^T = V S V^T / s; R is recomputed on the way."""
         u, s, vh = self._decompose(weight)
         vectors = vh.T if self.out_features >= self.in_features else u
-        return {"Q": vectors[:, :count], "l": s[:count] / (self.step * self.scaling)}
+        roots = (s[:count] / self.scaling).sqrt()
+        return {"Q": vectors[:, :count] * roots, "l": torch.full_like(roots, 1 / self.step)}
 
     @torch.no_grad()
     def _decompose(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
