@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from surgery.adapters import svd
 from surgery.adapters.ledger import Ledger
-from surgery.adapters.random import orthonormal
 from surgery.adapters.registry import register
 from surgery.adapters.singular import SingularStart
-from surgery.adapters.symlora import STEP
+from surgery.adapters.symlora import STEP, Start, begin, check_start
 from surgery.errors import PlanError
 
 
@@ -34,11 +33,11 @@ class Polar(SingularStart):
     weight and follows from it, see :meth:`read_base`.
 
     Args:
-        start: ``"zero"``: L = 0, Q random orthonormal. ``"singular"``: Q = the leading singular vectors of
-            the shorter side times the roots of their singular values over s, L = 1, subtracted from the
-            frozen weight: PiSSA (arXiv 2404.02948) with half the trained weights. PiSSA's A is this Q^T, so
-            a step of Q moves the weight as far as one of A does; with orthonormal Q and the values in L it
-            would move it by the root of the value more.
+        start: ``"zero"``: L = 0, Q random orthonormal. ``"twins"``: see :class:`SymLoRA`. ``"singular"``: Q = the
+            leading singular vectors of the shorter side times the roots of their singular values over s,
+            L = 1, subtracted from the frozen weight: PiSSA (arXiv 2404.02948) with half the trained weights.
+            PiSSA's A is this Q^T, so a step of Q moves the weight as far as one of A does; with orthonormal Q
+            and the values in L it would move it by the root of the value more.
         **options: See :class:`Adapter`; no dropout with the singular start.
 
     Raises:
@@ -52,14 +51,14 @@ class Polar(SingularStart):
         in_features: int,
         out_features: int,
         *,
-        start: Literal["zero", "singular"] = "zero",
+        start: Start | Literal["singular"] = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **options: Any,
     ) -> None:
         super().__init__(in_features, out_features, **options)
         _check(start, self.dropout)
-        self.carries_base = start == "singular"
+        self.beginning, self.carries_base = start, start == "singular"
         self.step = STEP * math.sqrt(out_features)
         rows, pairs = min(in_features, out_features), self.rank if self.carries_base else 0
         self.Q = nn.Parameter(torch.empty(rows, self.rank, device=device, dtype=dtype))
@@ -70,13 +69,12 @@ class Polar(SingularStart):
 
     @torch.no_grad()
     def start(self, weight: Tensor, generator: torch.Generator | None = None) -> None:
-        """R from the weight; then l = 0 and Q random orthonormal, or both from the weight."""
+        """R from the weight; then Q and l at random, or from the weight."""
         if self.carries_base:
             super().start(weight, generator)
         else:
             self.read_base(weight)
-            self.Q.copy_(orthonormal(self.Q.shape[0], self.rank, generator))
-            self.l.zero_()
+            begin(self.beginning, self.Q, self.l, self.step, generator)
 
     def read_base(self, weight: Tensor) -> None:
         """Recompute R."""
@@ -117,10 +115,7 @@ class Polar(SingularStart):
 
 
 def _check(start: str, dropout: float) -> None:
-    if start not in ("zero", "singular"):
-        raise PlanError(
-            f"unknown start {start!r} of the polar form", remedy="set start: zero or singular"
-        )
+    check_start(start, (*get_args(Start), "singular"))
     if start == "singular" and dropout:
         raise PlanError(
             "dropout does not go with the singular start",

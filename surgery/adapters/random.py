@@ -16,3 +16,16 @@ def orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> T
     signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
     oriented: Tensor = q * signs
     return oriented
+
+
+def twins(rows: int, columns: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Random orthonormal columns, each of them twice, and signs under which twins cancel.
+
+    Returns:
+        Q (rows, columns) and signs (columns,) with Q diag(signs) Q^T = 0 but for rounding: the first half of the
+        columns again as the second half, with signs 1 and -1; an odd one out stands last, with sign 0.
+    """
+    pairs, odd = divmod(columns, 2)
+    q = orthonormal(rows, pairs + odd, generator)
+    signs = torch.tensor([1.0] * pairs + [-1.0] * pairs + [0.0] * odd)
+    return torch.cat([q[:, :pairs], q], 1), signs

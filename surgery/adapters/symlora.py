@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
-from surgery.adapters.random import orthonormal
+from surgery.adapters.random import orthonormal, twins
 from surgery.adapters.registry import register
 from surgery.adapters.svd import decompose
 from surgery.errors import PlanError
 
 STEP = 0.58
 """L takes steps STEP * sqrt(n) times Q's, so that one optimizer group moves dW as fast as LoRA's."""
+TWIN = 1 / math.sqrt(12)
+"""|L| of twins: a step of both columns moves dW as far as one of LoRA's B, whose A has rows of norm 1 / sqrt(3)."""
+Start = Literal["zero", "twins"]
 
 
 @register("symlora")
@@ -27,6 +31,9 @@ class SymLoRA(Adapter):
     r (n + 1) weights on an n x n projection, against LoRA's 2 r n. Our choices, not the paper's:
 
     * L = 0 and Q orthonormal at the start, so the function starts unchanged and L really are eigenvalues;
+    * or twins: each column of Q stands there twice, with L = 0.29 and -0.29, which cancel but for rounding. With
+      L = 0 only the r entries of l move at first, for Q has no gradient; twins part from the first step on, and
+      dW = 2 L (q p^T + p q^T) for a parting p, n numbers a pair, as LoRA's B;
     * the trained vector is l with L = c l, c = 0.58 sqrt(n): under Adam that is a learning rate c
       times larger for L alone. Without it a shared learning rate moves dW 20 to 45 times slower than LoRA's;
     * a rectangular projection is truncated only on request: Q has max(out, in) rows and the
@@ -34,10 +41,11 @@ class SymLoRA(Adapter):
 
     Args:
         rectangular: ``"error"`` refuses projections with in != out, ``"truncate"`` truncates.
+        start: ``"zero"`` or ``"twins"``.
         **options: See :class:`Adapter`.
 
     Raises:
-        PlanError: If the projection is rectangular and truncation was not asked for.
+        PlanError: If the start is unknown, or the projection is rectangular and truncation was not asked for.
     """
 
     def __init__(
@@ -46,22 +54,23 @@ class SymLoRA(Adapter):
         out_features: int,
         *,
         rectangular: Literal["error", "truncate"] = "error",
+        start: Start = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **options: Any,
     ) -> None:
         super().__init__(in_features, out_features, **options)
         _check_shape(in_features, out_features, rectangular)
+        check_start(start, get_args(Start))
         n = max(in_features, out_features)
-        self.step = STEP * math.sqrt(n)
+        self.beginning, self.step = start, STEP * math.sqrt(n)
         self.Q = nn.Parameter(torch.empty(n, self.rank, device=device, dtype=dtype))
         self.l = nn.Parameter(torch.empty(self.rank, device=device, dtype=dtype))
 
     @torch.no_grad()
     def start(self, weight: Tensor, generator: torch.Generator | None = None) -> None:
-        """l = 0, Q orthonormal; the weight is not looked at."""
-        self.Q.copy_(orthonormal(self.Q.shape[0], self.rank, generator))
-        self.l.zero_()
+        """Q random, l = 0 or that of twins; the weight is not looked at."""
+        begin(self.beginning, self.Q, self.l, self.step, generator)
 
     def eigenvalues(self) -> Tensor:
         """L = c l, (r,): the eigenvalues of dW / s as long as Q stays orthonormal."""
@@ -88,6 +97,26 @@ class SymLoRA(Adapter):
         """``||Q^T Q - I||_F^2``, a scalar to add to the loss if Q should stay orthonormal."""
         gram = self.Q.T @ self.Q
         return (gram - torch.eye(self.rank, device=gram.device, dtype=gram.dtype)).square().sum()
+
+
+@torch.no_grad()
+def begin(start: str, q: Tensor, l: Tensor, step: float, generator: torch.Generator | None) -> None:
+    """Set Q and l = L / ``step`` as ``start`` says, in place."""
+    if start == "twins":
+        columns, signs = twins(len(q), len(l), generator)
+        q.copy_(columns)
+        l.copy_(signs * (TWIN / step))
+    else:
+        q.copy_(orthonormal(len(q), len(l), generator))
+        l.zero_()
+
+
+def check_start(start: str, known: Sequence[str]) -> None:
+    """Raise PlanError if ``start`` is none of ``known``."""
+    if start not in known:
+        raise PlanError(
+            f"unknown start {start!r}", remedy=f"set start to one of {', '.join(known)}"
+        )
 
 
 def _check_shape(in_features: int, out_features: int, rectangular: str) -> None:

@@ -20,6 +20,10 @@ ZERO_START: list[Variant] = [
     ("symlora", {"rectangular": "truncate"}),
     ("polar", {}),
 ]
+TWIN_START: list[Variant] = [
+    ("symlora", {"rectangular": "truncate", "start": "twins"}),
+    ("polar", {"start": "twins"}),
+]
 SINGULAR_START: list[Variant] = [
     ("pissa", {}),
     ("srlora", {}),
@@ -39,13 +43,18 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session", params=ZERO_START + SINGULAR_START, ids=label)
+@pytest.fixture(scope="session", params=ZERO_START + TWIN_START + SINGULAR_START, ids=label)
 def variant(request: pytest.FixtureRequest) -> Variant:
     return request.param
 
 
 @pytest.fixture(scope="session", params=ZERO_START, ids=label)
 def zero_start(request: pytest.FixtureRequest) -> Variant:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=TWIN_START, ids=label)
+def twin_start(request: pytest.FixtureRequest) -> Variant:
     return request.param
 
 

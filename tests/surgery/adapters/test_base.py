@@ -58,6 +58,26 @@ def test_zero_start_changes_nothing_at_all(zero_start, started, case):
 
 @few
 @given(case=shapes)
+def test_twins_change_nothing_but_by_rounding(twin_start, started, case):
+    (kind, options), ((i, o), rank) = twin_start, case
+    adapter = started(kind, i, o, rank=rank, **options)
+    assert adapter.correction() is None and not adapter.carries_base
+    assert adapter.delta().abs().max() < 1e-7
+    assert adapter(torch.randn(3, i)).abs().max() < 1e-5
+
+
+def test_twins_learn_with_all_of_their_weights_from_the_first_step(twin_start, started):
+    """At zero, the columns would have no gradient yet."""
+    kind, options = twin_start
+    adapter, x = started(kind, 12, 12, rank=4, **options), torch.randn(16, 12)
+    F.mse_loss(adapter(x), torch.randn(16, 12)).backward()
+    assert all((parameter.grad != 0).all() for parameter in adapter.parameters())
+    first, second = adapter.Q.grad.chunk(2, 1)
+    torch.testing.assert_close(first, -second)
+
+
+@few
+@given(case=shapes)
 def test_singular_start_takes_its_share_out_of_the_weight(singular_start, started, case):
     (kind, options), ((i, o), rank) = singular_start, case
     adapter = started(kind, i, o, rank=rank, **options)

@@ -40,7 +40,7 @@ def test_unknown_kind_names_the_near_one(typo, meant):
     [
         ("lora", {"init", "dropout"}),
         ("frozen-a", {"dropout"}),
-        ("symlora", {"rectangular", "dropout"}),
+        ("symlora", {"rectangular", "start", "dropout"}),
         ("polar", {"start", "dropout"}),
         ("pissa", set()),
         ("srlora", {"target_rank", "gamma", "beta1", "beta2"}),

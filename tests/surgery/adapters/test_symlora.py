@@ -44,6 +44,12 @@ def test_rectangles_are_refused_or_truncated(trained, i, o):
     assert sum(p.numel() for p in cut.parameters()) == 2 * (9 + 1)
 
 
+def test_unknown_starts_are_refused():
+    with pytest.raises(PlanError, match="unknown start 'svd'") as caught:
+        SymLoRA(6, 6, rank=2, start="svd")
+    assert caught.value.remedy == "set start to one of zero, twins"
+
+
 def test_unknown_treatment_of_rectangles_is_refused():
     with pytest.raises(PlanError, match="unknown treatment 'pad'") as caught:
         SymLoRA(6, 9, rank=2, rectangular="pad")
@@ -54,9 +60,10 @@ def test_half_of_the_weights_of_lora():
     assert sum(p.numel() for p in SymLoRA(768, 768, rank=8).parameters()) == 8 * 769
 
 
-def test_moves_as_far_as_lora_at_the_same_learning_rate(started, drift):
+@pytest.mark.parametrize("start", ["zero", "twins"])
+def test_moves_as_far_as_lora_at_the_same_learning_rate(started, drift, start):
     """Without the constant in L it would move 20 to 45 times less."""
-    sym, lora = (drift(started(kind, 768, 768, rank=8)) for kind in ("symlora", "lora"))
+    sym, lora = drift(started("symlora", 768, 768, start=start)), drift(started("lora", 768, 768))
     assert 0.5 * lora < sym < 2 * lora
 
 
