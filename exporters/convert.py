@@ -22,6 +22,7 @@ from exporters.inputs import identifier
 from exporters.norms import divide_by_roots
 from exporters.translations import TRANSLATIONS
 from surgery.anatomy.capture import alone
+from surgery.errors import told_by
 
 OPSET = 20
 """Opset 23 turns SDPA into ai.onnx::Attention, but breaks rotary embeddings at batch > 1."""
@@ -51,7 +52,7 @@ def to_ir(captured: Captured) -> ir.Model:
         except Exception as error:
             raise ExportError(
                 "the graph could not be translated to ONNX",
-                why=f"{type(error).__name__}: {_innermost(error)}",
+                why=told_by(_innermost(error)),
                 remedy="an operator may be missing in torch's exporter; try a newer torch",
             ) from error
     assert translated is not None
@@ -138,7 +139,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _innermost(error: BaseException) -> str:
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return error

@@ -14,6 +14,7 @@ from exporters.causal import IDS, MASK, DecoderStep
 from exporters.eager import Array
 from exporters.errors import ExportError
 from exporters.parity import Call, Found, ParityRow, relative_error
+from surgery.errors import told_by
 
 _LENGTHS = (7, 4, 1)
 _STEPS = 6
@@ -155,7 +156,7 @@ def _continue(step: DecoderStep, prompt: Tensor) -> Continuation:
     except Exception as error:  # whatever the model raises for a prompt it cannot take
         raise ExportError(
             f"{type(step.model).__name__} does not take a prompt of {len(prompt)} tokens",
-            why=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            why=told_by(error),
             remedy="pass samples= of token ids in the vocabulary, shorter than the model's limit",
         ) from error
     return Continuation(tokens[0].numpy(), logits[0].numpy(), len(prompt))

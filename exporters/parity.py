@@ -17,6 +17,7 @@ from exporters.capture import Captured
 from exporters.eager import Array, Case, outputs_of, rounding
 from exporters.errors import ExportError
 from exporters.inputs import Choice, Inputs, is_mask
+from surgery.errors import told_by
 
 BATCHES = (1, 2, 5)
 _LONGER = 3
@@ -113,7 +114,7 @@ class Truth:
             raise ExportError(
                 f"{type(model).__name__} does not take the samples",
                 where=", ".join(f"{n} {tuple(t.shape)}" for n, t in samples.tensors.items()),
-                why=_explain(error),
+                why=told_by(error),
                 remedy="pass samples= of the same kind as the example inputs",
             ) from error
 
@@ -177,7 +178,7 @@ def _case(model: nn.Module, tries: list[Inputs]) -> Case:
     raise ExportError(
         f"{type(model).__name__} does not run at other sizes than those of the example inputs",
         where=str(tries[-1].sizes),
-        why=_explain(last),
+        why=told_by(last),
         remedy="pass dynamic=False, or a mapping of those dimensions that the model leaves open",
     ) from last
 
@@ -215,10 +216,6 @@ def relative_error(expected: Array, found: Array) -> float:
     largest = float(np.abs(expected).max(initial=0))
     difference = float(np.abs(expected - found).max(initial=0))
     return difference / largest if largest else difference
-
-
-def _explain(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:

@@ -38,6 +38,12 @@ class PolicyError(SurgeryError):
     """A policy is unknown, malformed, or asks for something this model does not have."""
 
 
+def told_by(error: BaseException) -> str:
+    """Type and first line of what somebody else's exception says, which may be nothing."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """Return the candidate that ``word`` was probably meant to be, or None."""
     matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policies.errors import PolicyError, SurgeryError
+from policies.errors import PolicyError, SurgeryError, told_by
 
 
 class CaptureError(SurgeryError):
@@ -38,4 +38,5 @@ __all__ = [
     "RunError",
     "StateError",
     "SurgeryError",
+    "told_by",
 ]

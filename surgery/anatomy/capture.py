@@ -20,7 +20,7 @@ from surgery.anatomy.conversions import idle_conversions
 from surgery.anatomy.graph import is_open, module_path
 from surgery.anatomy.known import has_known_integers, is_whole, known_integers
 from surgery.anatomy.valued import has_real_values, real_values, settle_sizes
-from surgery.errors import CaptureError
+from surgery.errors import CaptureError, told_by
 
 Values = Literal["any", "constants", "integers", "all"]
 """For which values a captured graph holds: any; any inputs beside these buffers; these integer inputs; this call."""
@@ -70,7 +70,7 @@ def capture(
             raise CaptureError(
                 f"torch.export could not capture the graph of {type(model).__name__}",
                 where=_model_line(error),
-                why=f"{type(error).__name__}: {_first_line(error)}",
+                why=told_by(error),
                 remedy="pass example_inputs= that the model accepts, or write a policy that names "
                 "modules (select: [{modules: [...]}]), which needs no graph",
             ) from error
@@ -198,11 +198,6 @@ def _writes_in_place(program: ExportedProgram) -> bool:
         and not is_whole(node.meta.get("val"))
         for node in program.graph.nodes
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "no message"
 
 
 def _model_line(error: Exception) -> str | None:

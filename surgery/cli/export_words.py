@@ -9,9 +9,8 @@ from typing import Any
 import typer
 import yaml
 
-from surgery.cli.failures import first_line
 from surgery.cli.options import yaml_value
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, told_by
 
 
 def axes(texts: Iterable[str] | None) -> dict[str, dict[int, str]] | None:
@@ -135,6 +134,6 @@ def _unreadable(what: str, path: Path, error: Exception, wanted: str) -> Surgery
     return SurgeryError(
         f"the {what} cannot be read",
         where=str(path),
-        why=first_line(error),
+        why=told_by(error),
         remedy=f"pass {wanted}",
     )

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from policies.errors import SurgeryError
+from policies.errors import SurgeryError, told_by
 
 _HERE = {
     "example_inputs=": "--input 2x3x224x224",
@@ -62,16 +62,10 @@ def _print_anything() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def first_line(error: BaseException) -> str:
-    """Type and first line of an exception of somebody else's."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def _unexpected(error: Exception) -> SurgeryError:
     return SurgeryError(
         "this should not have happened",
-        why=first_line(error),
+        why=told_by(error),
         remedy="surgery --debug ... shows where it came from; please report it",
     )
 

@@ -11,8 +11,9 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from surgery.cli.failures import FAILED, first_line
+from surgery.cli.failures import FAILED
 from surgery.cli.output import Json, emit, working
+from surgery.errors import told_by
 
 REQUIRED = ("torch", "timm", "transformers", "onnx", "onnxscript", "safetensors", "pydantic")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
@@ -84,7 +85,7 @@ def _providers() -> tuple[list[str], str | None]:
 
         return list(onnxruntime.get_available_providers()), None
     except Exception as error:  # a clash of packages fails in many ways
-        return [], first_line(error)
+        return [], told_by(error)
 
 
 def _gpus() -> list[str]:

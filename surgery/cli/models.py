@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from policies.errors import nearest
-from surgery.cli.failures import first_line
 from surgery.cli.options import pairs
 from surgery.cli.output import note, working
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, told_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +115,7 @@ def _guarded(source: Source, meta: bool) -> nn.Module:
         raise SurgeryError(
             "the model cannot be built",
             where=f"{source.kind}:{source.name}",
-            why=first_line(error),
+            why=told_by(error),
             remedy="leave out --meta" if meta else _remedy(error),
         ) from error
 

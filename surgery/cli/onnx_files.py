@@ -11,7 +11,6 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from surgery.cli.failures import first_line
 from surgery.cli.models import Source
 from surgery.cli.options import (
     Checkpoint,
@@ -23,6 +22,7 @@ from surgery.cli.options import (
 )
 from surgery.cli.output import Json, emit, working
 from surgery.cli.trained import trained_by
+from surgery.errors import told_by
 
 if TYPE_CHECKING:
     import onnx
@@ -90,7 +90,7 @@ def load(path: Path) -> onnx.ModelProto:
         raise ExportError(
             "the ONNX file cannot be read",
             where=str(path),
-            why=first_line(error),
+            why=told_by(error),
             remedy="check the path; a file that is there is truncated, or no ONNX",
         ) from error
     return model

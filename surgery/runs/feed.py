@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from surgery.errors import RunError
+from surgery.errors import RunError, told_by
 from surgery.runs.samples import Data, Samples
 from surgery.runs.schema import RunSpec
 
@@ -195,6 +195,6 @@ def tokenizer_of(spec: RunSpec) -> Any:
         raise RunError(
             "the tokenizer cannot be loaded",
             where=str(place),
-            why=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            why=told_by(error),
             remedy="name a folder with tokenizer.json in data.tokenizer",
         ) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from torchvision.datasets import ImageFolder
 
-from surgery.errors import RunError
+from surgery.errors import RunError, told_by
 from surgery.runs.samples import Data, Samples, existing, hold_back
 from surgery.runs.schema import DataSpec
 
@@ -48,7 +48,7 @@ def _open(root: Path) -> ImageFolder:
         raise RunError(
             "the image folder cannot be used",
             where=str(root),
-            why=str(error).splitlines()[0],
+            why=told_by(error),
             remedy="put the images of each class into a folder of its own: flowers/rose/1.jpg",
         ) from error
 

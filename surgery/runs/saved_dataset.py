@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from surgery.errors import RunError
+from surgery.errors import RunError, told_by
 from surgery.runs.classes import Classes
 from surgery.runs.columns import check_column, pick
 from surgery.runs.image_folder import TRAIN, VALIDATION
@@ -52,7 +52,7 @@ def _load(folder: Path) -> dict[str, Any]:
         raise RunError(
             "the dataset cannot be read",
             where=str(folder),
-            why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            why=told_by(error),
             remedy="give the folder that dataset.save_to_disk(...) wrote",
         ) from error
     return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
