@@ -122,10 +122,8 @@ METHODS: dict[str, Method] = {
     "pissa": Method("PiSSA", _ours("pissa")),
     "frozen-a": Method("LoRA, A frozen", _ours("frozen-a")),
     "symlora": Method("SymLoRA", _ours("symlora", rectangular="truncate")),
-    "symlora-twins": Method("SymLoRA, twins", _ours("symlora", rectangular="truncate", start="twins")),
     "symlora-16": Method("SymLoRA, rank 16", _ours("symlora", rank=2 * RANK, rectangular="truncate")),
     "polar": Method("polar SymLoRA", _ours("polar")),
-    "polar-twins": Method("polar SymLoRA, twins", _ours("polar", start="twins")),
     "srlora": _recomposing("SRLoRA", "srlora"),
     "sym-srlora": _recomposing("symmetric SRLoRA", "sym-srlora"),
     "peft-lora": Method("LoRA (PEFT)", _peft(True)),
@@ -146,5 +144,13 @@ METHODS: dict[str, Method] = {
     "srlora-state": Method(
         "SRLoRA, optimizer state kept", _ours("srlora"), recomposer=KeepingState, control=True
     ),
+    "symlora-zero": Method(
+        "SymLoRA from L = 0", _ours("symlora", rectangular="truncate", start="zero"), control=True
+    ),
+    "symlora-16-zero": Method(
+        "SymLoRA from L = 0, rank 16",
+        _ours("symlora", rank=2 * RANK, rectangular="truncate", start="zero"), control=True,
+    ),
+    "polar-zero": Method("polar SymLoRA from L = 0", _ours("polar", start="zero"), control=True),
     "relora": _recomposing("ReLoRA-style restarts", "relora", control=True, gamma=1.0),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from surgery.adapters import svd
 from surgery.adapters.ledger import Ledger
 from surgery.adapters.registry import register
 from surgery.adapters.singular import SingularStart
-from surgery.adapters.symlora import STEP, Start, begin, check_start
+from surgery.adapters.symlora import STEP, Start, begin, check_start, eigenvalues
 from surgery.errors import PlanError
 
 
@@ -33,11 +33,11 @@ class Polar(SingularStart):
     weight and follows from it, see :meth:`read_base`.
 
     Args:
-        start: ``"zero"``: L = 0, Q random orthonormal. ``"twins"``: see :class:`SymLoRA`. ``"singular"``: Q = the
-            leading singular vectors of the shorter side times the roots of their singular values over s,
-            L = 1, subtracted from the frozen weight: PiSSA (arXiv 2404.02948) with half the trained weights.
-            PiSSA's A is this Q^T, so a step of Q moves the weight as far as one of A does; with orthonormal Q
-            and the values in L it would move it by the root of the value more.
+        start: ``"twins"`` and ``"zero"``: see :class:`SymLoRA`. ``"singular"``: Q = the leading singular vectors
+            of the shorter side times the roots of their singular values over s, L = 1, subtracted from the
+            frozen weight: PiSSA (arXiv 2404.02948) with half the trained weights. PiSSA's A is this Q^T, so a
+            step of Q moves the weight as far as one of A does; with orthonormal Q and the values in L it would
+            move it by the root of the value more.
         **options: See :class:`Adapter`; no dropout with the singular start.
 
     Raises:
@@ -51,7 +51,7 @@ class Polar(SingularStart):
         in_features: int,
         out_features: int,
         *,
-        start: Start | Literal["singular"] = "zero",
+        start: Start | Literal["singular"] = "twins",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **options: Any,
@@ -81,8 +81,8 @@ class Polar(SingularStart):
         self._decompose(weight)
 
     def eigenvalues(self) -> Tensor:
-        """L = c l, (r,): with orthonormal Q, of the zero start, the eigenvalues of the update of P / s."""
-        return self.l * self.step
+        """Those of the update of P / s that are not zero by its rank, (r,), rising."""
+        return eigenvalues(self.Q, self.l * self.step)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(s R Q diag(L), Q^T), or (s Q diag(L), Q^T R) where out < in."""
@@ -120,5 +120,5 @@ def _check(start: str, dropout: float) -> None:
         raise PlanError(
             "dropout does not go with the singular start",
             why="the factors carry pretrained weight, and dropping them would drop part of it",
-            remedy="remove dropout, or set start: zero",
+            remedy="remove dropout, or set start: twins",
         )

@@ -19,7 +19,7 @@ STEP = 0.58
 """L takes steps STEP * sqrt(n) times Q's, so that one optimizer group moves dW as fast as LoRA's."""
 TWIN = 1 / math.sqrt(12)
 """|L| of twins: a step of both columns moves dW as far as one of LoRA's B, whose A has rows of norm 1 / sqrt(3)."""
-Start = Literal["zero", "twins"]
+Start = Literal["twins", "zero"]
 
 
 @register("symlora")
@@ -30,10 +30,10 @@ class SymLoRA(Adapter):
 
     r (n + 1) weights on an n x n projection, against LoRA's 2 r n. Our choices, not the paper's:
 
-    * L = 0 and Q orthonormal at the start, so the function starts unchanged and L really are eigenvalues;
-    * or twins: each column of Q stands there twice, with L = 0.29 and -0.29, which cancel but for rounding. With
-      L = 0 only the r entries of l move at first, for Q has no gradient; twins part from the first step on, and
-      dW = 2 L (q p^T + p q^T) for a parting p, n numbers a pair, as LoRA's B;
+    * it starts with twins: each column of Q stands there twice, with L = 0.29 and -0.29, which cancel but for
+      rounding, so the function starts unchanged. With L = 0 Q would have no gradient and r numbers alone would
+      move dW; twins part from the first step on, and by n numbers a pair, as LoRA's B. ``start="zero"`` is
+      L = 0 and Q orthonormal: not a bit changes, L really are eigenvalues, and learning is slower;
     * the trained vector is l with L = c l, c = 0.58 sqrt(n): under Adam that is a learning rate c
       times larger for L alone. Without it a shared learning rate moves dW 20 to 45 times slower than LoRA's;
     * a rectangular projection is truncated only on request: Q has max(out, in) rows and the
@@ -41,7 +41,7 @@ class SymLoRA(Adapter):
 
     Args:
         rectangular: ``"error"`` refuses projections with in != out, ``"truncate"`` truncates.
-        start: ``"zero"`` or ``"twins"``.
+        start: ``"twins"`` or ``"zero"``. At rank 1 they are the same.
         **options: See :class:`Adapter`.
 
     Raises:
@@ -54,7 +54,7 @@ class SymLoRA(Adapter):
         out_features: int,
         *,
         rectangular: Literal["error", "truncate"] = "error",
-        start: Start = "zero",
+        start: Start = "twins",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **options: Any,
@@ -73,8 +73,8 @@ class SymLoRA(Adapter):
         begin(self.beginning, self.Q, self.l, self.step, generator)
 
     def eigenvalues(self) -> Tensor:
-        """L = c l, (r,): the eigenvalues of dW / s as long as Q stays orthonormal."""
-        return self.l * self.step
+        """Those of dW / s, or of the square that it was cut from, that are not zero by its rank: (r,), rising."""
+        return eigenvalues(self.Q, self.l * self.step)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(s Q diag(L), Q^T): SymLoRA is a LoRA of the same rank without loss."""
@@ -94,7 +94,7 @@ class SymLoRA(Adapter):
         return decompose((square + square.T) / 2, count)[1]
 
     def orthogonality_penalty(self) -> Tensor:
-        """``||Q^T Q - I||_F^2``, a scalar to add to the loss if Q should stay orthonormal."""
+        """``||Q^T Q - I||_F^2``, a scalar to add to the loss if Q should stay orthonormal. Of twins it starts at r."""
         gram = self.Q.T @ self.Q
         return (gram - torch.eye(self.rank, device=gram.device, dtype=gram.dtype)).square().sum()
 
@@ -109,6 +109,16 @@ def begin(start: str, q: Tensor, l: Tensor, step: float, generator: torch.Genera
     else:
         q.copy_(orthonormal(len(q), len(l), generator))
         l.zero_()
+
+
+def eigenvalues(q: Tensor, values: Tensor) -> Tensor:
+    """The eigenvalues of Q diag(values) Q^T that are not zero by its rank, (r,), rising.
+
+    With Q = Q' R, an orthonormal Q' and r x r, they are those of R diag(values) R^T.
+    """
+    r = torch.linalg.qr(q.float(), mode="r").R
+    found: Tensor = torch.linalg.eigvalsh((r * values.float()) @ r.T)
+    return found
 
 
 def check_start(start: str, known: Sequence[str]) -> None:

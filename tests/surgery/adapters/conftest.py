@@ -17,12 +17,12 @@ ZERO_START: list[Variant] = [
     ("lora", {}),
     ("lora", {"init": "gaussian"}),
     ("frozen-a", {}),
-    ("symlora", {"rectangular": "truncate"}),
-    ("polar", {}),
+    ("symlora", {"rectangular": "truncate", "start": "zero"}),
+    ("polar", {"start": "zero"}),
 ]
 TWIN_START: list[Variant] = [
-    ("symlora", {"rectangular": "truncate", "start": "twins"}),
-    ("polar", {"start": "twins"}),
+    ("symlora", {"rectangular": "truncate"}),
+    ("polar", {}),
 ]
 SINGULAR_START: list[Variant] = [
     ("pissa", {}),
