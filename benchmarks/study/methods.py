@@ -144,13 +144,7 @@ METHODS: dict[str, Method] = {
     "srlora-state": Method(
         "SRLoRA, optimizer state kept", _ours("srlora"), recomposer=KeepingState, control=True
     ),
-    "symlora-zero": Method(
-        "SymLoRA from L = 0", _ours("symlora", rectangular="truncate", start="zero"), control=True
-    ),
-    "symlora-16-zero": Method(
-        "SymLoRA from L = 0, rank 16",
-        _ours("symlora", rank=2 * RANK, rectangular="truncate", start="zero"), control=True,
-    ),
-    "polar-zero": Method("polar SymLoRA from L = 0", _ours("polar", start="zero"), control=True),
+    "symlora-twins": Method("SymLoRA, twins", _ours("symlora", rectangular="truncate", start="twins")),
+    "polar-twins": Method("polar SymLoRA, twins", _ours("polar", start="twins")),
     "relora": _recomposing("ReLoRA-style restarts", "relora", control=True, gamma=1.0),
 }  # fmt: skip

@@ -33,7 +33,7 @@ class Polar(SingularStart):
     weight and follows from it, see :meth:`read_base`.
 
     Args:
-        start: ``"twins"`` and ``"zero"``: see :class:`SymLoRA`. ``"singular"``: Q = the leading singular vectors
+        start: ``"zero"`` and ``"twins"``: see :class:`SymLoRA`. ``"singular"``: Q = the leading singular vectors
             of the shorter side times the roots of their singular values over s, L = 1, subtracted from the
             frozen weight: PiSSA (arXiv 2404.02948) with half the trained weights. PiSSA's A is this Q^T, so a
             step of Q moves the weight as far as one of A does; with orthonormal Q and the values in L it would
@@ -51,7 +51,7 @@ class Polar(SingularStart):
         in_features: int,
         out_features: int,
         *,
-        start: Start | Literal["singular"] = "twins",
+        start: Start | Literal["singular"] = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **options: Any,
@@ -92,7 +92,7 @@ class Polar(SingularStart):
         return self.Q * scaled, self.Q.T @ self.R
 
     def correction(self) -> tuple[Tensor, Tensor] | None:
-        """The ledger of the singular start; None with the zero start."""
+        """The ledger of the singular start; None with the others."""
         return super().correction() if self.carries_base else None
 
     def pairs(self) -> dict[str, tuple[nn.Parameter, int]]:
@@ -120,5 +120,5 @@ def _check(start: str, dropout: float) -> None:
         raise PlanError(
             "dropout does not go with the singular start",
             why="the factors carry pretrained weight, and dropping them would drop part of it",
-            remedy="remove dropout, or set start: twins",
+            remedy="remove dropout, or set start: zero",
         )

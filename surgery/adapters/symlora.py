@@ -19,7 +19,7 @@ STEP = 0.58
 """L takes steps STEP * sqrt(n) times Q's, so that one optimizer group moves dW as fast as LoRA's."""
 TWIN = 1 / math.sqrt(12)
 """|L| of twins: a step of both columns moves dW as far as one of LoRA's B, whose A has rows of norm 1 / sqrt(3)."""
-Start = Literal["twins", "zero"]
+Start = Literal["zero", "twins"]
 
 
 @register("symlora")
@@ -30,10 +30,10 @@ class SymLoRA(Adapter):
 
     r (n + 1) weights on an n x n projection, against LoRA's 2 r n. Our choices, not the paper's:
 
-    * it starts with twins: each column of Q stands there twice, with L = 0.29 and -0.29, which cancel but for
-      rounding, so the function starts unchanged. With L = 0 Q would have no gradient and r numbers alone would
-      move dW; twins part from the first step on, and by n numbers a pair, as LoRA's B. ``start="zero"`` is
-      L = 0 and Q orthonormal: not a bit changes, L really are eigenvalues, and learning is slower;
+    * L = 0 and Q orthonormal at the start, so that not a bit of the function changes and L really are eigenvalues;
+    * or twins: each column of Q stands there twice, with L = 0.29 and -0.29, which cancel but for rounding. With
+      L = 0 Q has no gradient at first and r numbers alone move dW; twins part from the first step on, and by n
+      numbers a pair, as LoRA's B. They are ahead at small learning rates, and level at the best one (docs/study.md);
     * the trained vector is l with L = c l, c = 0.58 sqrt(n): under Adam that is a learning rate c
       times larger for L alone. Without it a shared learning rate moves dW 20 to 45 times slower than LoRA's;
     * a rectangular projection is truncated only on request: Q has max(out, in) rows and the
@@ -41,7 +41,7 @@ class SymLoRA(Adapter):
 
     Args:
         rectangular: ``"error"`` refuses projections with in != out, ``"truncate"`` truncates.
-        start: ``"twins"`` or ``"zero"``. At rank 1 they are the same.
+        start: ``"zero"`` or ``"twins"``, which are the same at rank 1.
         **options: See :class:`Adapter`.
 
     Raises:
@@ -54,7 +54,7 @@ class SymLoRA(Adapter):
         out_features: int,
         *,
         rectangular: Literal["error", "truncate"] = "error",
-        start: Start = "twins",
+        start: Start = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **options: Any,

@@ -17,12 +17,12 @@ ZERO_START: list[Variant] = [
     ("lora", {}),
     ("lora", {"init": "gaussian"}),
     ("frozen-a", {}),
-    ("symlora", {"rectangular": "truncate", "start": "zero"}),
-    ("polar", {"start": "zero"}),
-]
-TWIN_START: list[Variant] = [
     ("symlora", {"rectangular": "truncate"}),
     ("polar", {}),
+]
+TWIN_START: list[Variant] = [
+    ("symlora", {"rectangular": "truncate", "start": "twins"}),
+    ("polar", {"start": "twins"}),
 ]
 SINGULAR_START: list[Variant] = [
     ("pissa", {}),

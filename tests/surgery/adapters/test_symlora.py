@@ -28,7 +28,7 @@ def test_eigenvalues_are_those_of_the_update(trained):
 
 
 def test_at_zero_the_eigenvalues_are_what_is_trained(started):
-    adapter = started("symlora", 20, 20, rank=3, start="zero")
+    adapter = started("symlora", 20, 20, rank=3)
     with torch.no_grad():
         adapter.l.copy_(torch.tensor([-0.2, 0.1, 0.3]))
     torch.testing.assert_close(adapter.eigenvalues(), adapter.step * adapter.l)
@@ -52,7 +52,7 @@ def test_rectangles_are_refused_or_truncated(trained, i, o):
 def test_unknown_starts_are_refused():
     with pytest.raises(PlanError, match="unknown start 'svd'") as caught:
         SymLoRA(6, 6, rank=2, start="svd")
-    assert caught.value.remedy == "set start to one of twins, zero"
+    assert caught.value.remedy == "set start to one of zero, twins"
 
 
 def test_unknown_treatment_of_rectangles_is_refused():
@@ -73,7 +73,7 @@ def test_moves_as_far_as_lora_at_the_same_learning_rate(started, drift, start):
 
 
 def test_penalty_is_zero_for_orthonormal_columns_and_pulls_back_to_them(trained, started):
-    assert started("symlora", 16, 16, rank=4, start="zero").orthogonality_penalty() < 1e-10
+    assert started("symlora", 16, 16, rank=4).orthogonality_penalty() < 1e-10
     adapter = trained("symlora", 16, 16, rank=4)
     q = adapter.Q.detach().double()
     want = (q.T @ q - torch.eye(4)).square().sum()
@@ -106,6 +106,5 @@ def test_the_penalty_is_where_and_what_the_factors_are():
 
 
 def test_penalty_of_twins_starts_at_the_rank(started):
-    torch.testing.assert_close(
-        started("symlora", 16, 16, rank=4).orthogonality_penalty(), torch.tensor(4.0)
-    )
+    penalty = started("symlora", 16, 16, rank=4, start="twins").orthogonality_penalty()
+    torch.testing.assert_close(penalty, torch.tensor(4.0))

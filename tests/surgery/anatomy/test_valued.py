@@ -71,7 +71,7 @@ def test_sizes_are_the_numbers_that_were_seen(model: Pruned, inputs: Tensor) -> 
 
 def test_an_adapter_on_it_trains(model: Pruned, inputs: Tensor) -> None:
     before = model(inputs)
-    surgery.apply(model, "vit-attn-qv", adapter="lora", example_inputs=inputs)
+    surgery.apply(model, "vit-attn-qv", example_inputs=inputs)
     assert torch.equal(model(inputs), before)
     model(inputs).sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in model.parameters())
