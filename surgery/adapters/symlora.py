@@ -114,10 +114,13 @@ def begin(start: str, q: Tensor, l: Tensor, step: float, generator: torch.Genera
 def eigenvalues(q: Tensor, values: Tensor) -> Tensor:
     """The eigenvalues of Q diag(values) Q^T that are not zero by its rank, (r,), rising.
 
-    With Q = Q' R, an orthonormal Q' and r x r, they are those of R diag(values) R^T.
+    With Q = Q' R, an orthonormal Q' and r x r, they are those of R diag(values) R^T. NaN where a value is not finite.
     """
     r = torch.linalg.qr(q.float(), mode="r").R
-    found: Tensor = torch.linalg.eigvalsh((r * values.float()) @ r.T)
+    small = (r * values.float()) @ r.T
+    if not small.isfinite().all():
+        return torch.full_like(small[0], torch.nan)
+    found: Tensor = torch.linalg.eigvalsh(small)
     return found
 
 

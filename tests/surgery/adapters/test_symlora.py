@@ -27,6 +27,14 @@ def test_eigenvalues_are_those_of_the_update(trained):
     )
 
 
+@pytest.mark.parametrize("name", ["Q", "l"])
+def test_a_run_that_diverged_has_no_eigenvalues(trained, name):
+    adapter = trained("symlora", 20, 20, rank=3)
+    with torch.no_grad():
+        getattr(adapter, name)[0] = torch.inf
+    assert adapter.eigenvalues().shape == (3,) and adapter.eigenvalues().isnan().all()
+
+
 def test_at_zero_the_eigenvalues_are_what_is_trained(started):
     adapter = started("symlora", 20, 20, rank=3)
     with torch.no_grad():
