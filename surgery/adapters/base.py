@@ -94,6 +94,10 @@ class Adapter(nn.Module, ABC):
             x = F.dropout(x, self.dropout, self.training)
         return F.linear(F.linear(x, a), b).to(dtype)
 
+    def scaled(self, b: Tensor) -> Tensor:
+        """s B; where s is 1, B itself: the product would be a copy and a node of the graph."""
+        return b if self.scaling == 1.0 else b * self.scaling
+
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The update as a matrix, (out, in), accumulated in ``dtype``."""

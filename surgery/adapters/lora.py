@@ -59,4 +59,4 @@ class LoRA(Adapter):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(s B, A)."""
-        return (self.B if self.scaling == 1.0 else self.B * self.scaling), self.A
+        return self.scaled(self.B), self.A

@@ -45,7 +45,7 @@ class PiSSA(SingularStart):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(s B, A)."""
-        return (self.B if self.scaling == 1.0 else self.B * self.scaling), self.A
+        return self.scaled(self.B), self.A
 
     def pairs(self) -> dict[str, tuple[nn.Parameter, int]]:
         """Columns of B with rows of A."""

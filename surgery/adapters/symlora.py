@@ -99,9 +99,8 @@ class SymLoRA(Adapter):
         return (gram - torch.eye(self.rank, device=gram.device, dtype=gram.dtype)).square().sum()
 
 
-@torch.no_grad()
 def begin(start: str, q: Tensor, l: Tensor, step: float, generator: torch.Generator | None) -> None:
-    """Set Q and l = L / ``step`` as ``start`` says, in place."""
+    """Set Q and l = L / ``step`` as ``start`` says, in place; the caller takes no gradients."""
     if start == "twins":
         columns, signs = twins(len(q), len(l), generator)
         q.copy_(columns)
