@@ -29,9 +29,8 @@ def test_accelerate_loop() -> None:
 
     from examples import accelerate_loop
 
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # one a process: a Trainer may have made it
+    # There is one in a process, and a Trainer may have made it.
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert accelerate_loop.main() < CHANCE
 
 
