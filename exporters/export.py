@@ -46,6 +46,7 @@ def to_onnx(
     dynamic: bool | Axes = True,
     cache: Cache = False,
     profile: Profile | None = None,
+    portable: bool = True,
     overwrite: bool = False,
     verify: bool = True,
     samples: Any = None,
@@ -61,9 +62,10 @@ def to_onnx(
     wholly matches is one operator of ONNX Runtime, and ``model.portable.onnx``, which holds nothing but
     standard operators (opset 20) and runs in any engine. So does ``"tensorrt"``, but for the operators:
     both files hold standard ones, and the first tells the sizes that engines are to be built for.
-    ``target="portable"`` writes the portable file alone, as ``model.onnx``. An adapted model is folded,
-    and half precision cast to fp32, in a copy. With ``adapters="runtime"`` the files hold the base, and
-    ``model.onnx_adapter`` beside them what was learned: see :class:`exporters.AdapterSession`.
+    ``portable=False`` leaves the second file out, and half of the time; ``target="portable"`` writes
+    it alone, as ``model.onnx``. An adapted model is folded, and half precision cast to fp32, in a
+    copy. With ``adapters="runtime"`` the files hold the base, and ``model.onnx_adapter`` beside them
+    what was learned: see :class:`exporters.AdapterSession`.
 
     A model card, ``model.md``, lies beside them. Files are made and verified aside and appear whole or
     not at all. A file that fails is kept beside as ``*.rejected.onnx`` with the report as
@@ -89,6 +91,7 @@ def to_onnx(
             ``"right"`` on the right alone, rotary embeddings go into the operator too.
         profile: For ``tensorrt``: smallest, most frequent and largest size of dynamic axes,
             ``{"batch": (1, 8, 32)}``; see :func:`exporters.profiles.complete` for the usual ones.
+        portable: Whether to write a file of standard operators beside the fused one.
         overwrite: Whether existing files may be replaced.
         verify: Whether to verify. Leave it on.
         samples: Real inputs, as for ``example_inputs``, on which top-1 predictions must agree.
@@ -113,7 +116,7 @@ def to_onnx(
     _check_choice("adapters", adapters, ("fold", "runtime"))
     _check_choice("cache", cache, (False, True, "right"))
     require_runtime()
-    names = _names(Path(path).absolute(), target)
+    names = _names(Path(path).absolute(), target, portable)
     separate = _adapter_file(names[target], adapters, precision)
     about = names[target].with_suffix(card.SUFFIX)
     if cache:
@@ -179,21 +182,27 @@ def _set_apart(learned: Learned, maker: Maker, staged: Path, together: Truth | N
 def _make(
     maker: Maker, names: Mapping[Target, Path], target: Target, model: nn.Module
 ) -> tuple[tuple[FileReport, ...], tuple[Site, ...]]:
-    """The portable file first: fusion rewrites the captured program."""
-    portable = maker.make(names[PORTABLE], PORTABLE)
+    """The portable file first, if it is wanted: fusion rewrites the captured program."""
+    plain = (maker.make(names[PORTABLE], PORTABLE),) if PORTABLE in names else ()
     if target == PORTABLE:
-        return (portable,), ()
+        return plain, ()
     fed = () if maker.learned is None else tuple(maker.learned.untrained)
     fusion = fuse(maker.captured, model, recipe_for(target, maker.precision, model), fed)
     maker.notes.extend(fusion.notes)
-    return (maker.make(names[target], target, fusion.expected), portable), fusion.sites
+    return (maker.make(names[target], target, fusion.expected), *plain), fusion.sites
 
 
-def _names(path: Path, target: Target) -> dict[Target, Path]:
+def _names(path: Path, target: Target, portable: bool) -> dict[Target, Path]:
     """The file of each target; the one asked for gets the path as given."""
-    if target == PORTABLE:
-        return {PORTABLE: path}
-    return {target: path, PORTABLE: path.with_suffix(f".portable{path.suffix}")}
+    if not portable and target == PORTABLE:
+        raise ExportError(
+            "target='portable' and portable=False leave nothing to write",
+            remedy="leave portable=True, or name the engine: target='cpu', 'cuda' or 'tensorrt'",
+        )
+    beside = path.with_suffix(f".portable{path.suffix}")
+    return (
+        {target: path} if not portable or target == PORTABLE else {target: path, PORTABLE: beside}
+    )
 
 
 def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[Path]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from exporters.errors import ExportError
 from exporters.peft_bridge import CONFIG, PREFIX, TENSORS
 from policies import AdapterSpec
+from surgery.errors import told_at_length
 
 _FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 _HARMLESS = re.compile(r"[\w.\\|()^$-]*((\.\*|\\d\+|\[0-9\]\+)[\w.\\|()^$-]*){0,3}", re.ASCII)
@@ -77,8 +78,8 @@ class PeftCheckpoint:
             rank = self.factors[module][1].shape[0]
             return AdapterSpec(kind="lora", rank=rank, alpha=alpha, options=options)
         except Exception as error:  # the config can be anything at all
-            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise self.misfit(module, why, f"correct {CONFIG}, or save it again") from error
+            remedy = f"correct {CONFIG}, or save it again"
+            raise self.misfit(module, told_at_length(error), remedy) from error
 
 
 def read_peft(folder: str | os.PathLike[str]) -> PeftCheckpoint:

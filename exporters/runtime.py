@@ -20,6 +20,7 @@ from onnx import helper
 
 from exporters.errors import ExportError
 from exporters.external import elsewhere
+from surgery.errors import told_at_length
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -140,7 +141,7 @@ def open_session(
         raise ExportError(
             "ONNX Runtime cannot open the file",
             where=os.fspath(path),
-            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            why=told_at_length(error),
             remedy="put the weights that lie beside a file (NAME.onnx.data) where the file lies, or export anew",
         ) from error
     # A provider may be built in and still fail to load its libraries.

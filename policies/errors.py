@@ -44,6 +44,12 @@ def told_by(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def told_at_length(error: BaseException, most: int = 300) -> str:
+    """Type and text of what somebody else's exception says over many lines: one line, ``most`` characters of text."""
+    text = " ".join(str(error).split())[:most]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """Return the candidate that ``word`` was probably meant to be, or None."""
     matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policies.errors import PolicyError, SurgeryError, told_by
+from policies.errors import PolicyError, SurgeryError, told_at_length, told_by
 
 
 class CaptureError(SurgeryError):
@@ -38,5 +38,6 @@ __all__ = [
     "RunError",
     "StateError",
     "SurgeryError",
+    "told_at_length",
     "told_by",
 ]

@@ -16,7 +16,7 @@ from surgery.anatomy.render import ranges
 from surgery.anatomy.types import Anatomy
 from surgery.atomic import replace_file
 from surgery.checkpoint import load, save
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, told_at_length
 from surgery.operations.plan import Plan
 from surgery.operations.state import adapted_model
 from surgery.operations.summary import summary
@@ -211,7 +211,7 @@ def _downloaded(repo_id: str, revision: str | None, token: str | bool | None) ->
         raise CheckpointError(
             "the adapters cannot be downloaded",
             where=f"{repo_id}: {ADAPTER}",
-            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            why=told_at_length(error),
             remedy="check the name, the connection and the token; a folder must exist",
         ) from error
 

@@ -84,6 +84,9 @@ def export(
         list[str] | None,
         typer.Option(metavar="AXIS=MIN,OPT,MAX", help="Sizes of TensorRT's engines; repeatable."),
     ] = None,
+    portable: Annotated[
+        bool, typer.Option("--portable/--no-portable", help="Standard operators in a second file.")
+    ] = True,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Whether to run what was written.")
     ] = True,
@@ -127,7 +130,8 @@ def export(
     ways = {
         "target": target.value, "precision": precision.value, "adapters": adapters.value,
         "cache": _CACHES[cache], "dynamic": words.axes(dynamic) or not static,
-        "profile": words.profile(profile), "verify": verify, "overwrite": overwrite,
+        "profile": words.profile(profile), "portable": portable, "verify": verify,
+        "overwrite": overwrite,
     }  # fmt: skip
     told = {
         "samples": words.samples(samples), "labels": words.labels(labels),

@@ -15,7 +15,7 @@ import typer
 from policies.errors import nearest
 from surgery.cli.options import pairs
 from surgery.cli.output import note, working
-from surgery.errors import SurgeryError, told_by
+from surgery.errors import SurgeryError, told_at_length, told_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -211,7 +211,7 @@ def _load_state(model: nn.Module, path: Path) -> None:
             path, why, "save a plain state dict: torch.save(model.state_dict(), path)"
         ) from error
     except Exception as error:  # truncated, another model's: each library has its own
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        why = told_at_length(error)
         remedy = "give the state dict of this very model; --set num_classes=N fits the head"
         raise _unloaded(path, why, remedy) from error
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from surgery import checkpoint
-from surgery.errors import RunError, StateError, SurgeryError
+from surgery.errors import RunError, StateError, SurgeryError, told_at_length
 from surgery.groups import parameter_groups
 from surgery.runs import checkpoints
 from surgery.runs.feed import Batch, Feed, Feeding
@@ -171,6 +171,6 @@ def _unsaved(folder: Path, error: Exception) -> RunError:
     return RunError(
         "a checkpoint cannot be written",
         where=str(folder),
-        why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        why=told_at_length(error),
         remedy="make room; --resume then goes on from the checkpoint before it",
     )

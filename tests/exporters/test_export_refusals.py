@@ -79,6 +79,11 @@ def test_an_unknown_target(build, tmp_path):
     assert "tpu" in str(refused(tmp_path, build("vit"), target="tpu"))
 
 
+def test_nothing_to_write(build, tmp_path):
+    error = refused(tmp_path, build("vit"), target="portable", portable=False)
+    assert isinstance(error, ExportError)
+
+
 @pytest.mark.parametrize(
     "inputs",
     [

@@ -226,6 +226,15 @@ def test_dynamic_false_fixes_every_shape(build, tmp_path):
     assert report.fused == 2
 
 
+def test_the_portable_file_can_be_left_out(build, tmp_path):
+    model = build("vit")
+    report = exporters.to_onnx(model, tmp_path / "model.onnx", portable=False)
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.md"}
+    assert [file.target for file in report.files] == ["cpu"]
+    assert report.fused == 2
+    check_parity(model, tmp_path / "model.onnx")
+
+
 def test_a_model_without_attention_is_exported_too(build, tmp_path):
     report = exporters.to_onnx(build("resnet"), tmp_path / "model.onnx")
     assert report.sites == ()

@@ -45,7 +45,7 @@ def test_every_option_arrives(run: Run, asked: dict[str, Any], tmp_path: Path) -
     run(
         "export", TIMM, *SETTINGS, "--out", "m.onnx", "--target", "tensorrt", "--precision", "fp16",
         "--adapters", "runtime", "--cache", "right", "--dynamic", "x=0:batch,2:height",
-        "--profile", "batch=1,8,32", "--no-verify", "--overwrite", "--samples", "samples.npy",
+        "--profile", "batch=1,8,32", "--no-portable", "--no-verify", "--overwrite", "--samples", "samples.npy",
         "--labels", "labels.txt", "--preprocessing", "prep.yaml", "--accuracy", "top-1=0.93",
         "--metadata", "license=apache-2.0", "--input", "2x3x32x32", "--json",
     )  # fmt: skip
@@ -55,7 +55,7 @@ def test_every_option_arrives(run: Run, asked: dict[str, Any], tmp_path: Path) -
     assert asked == {
         "path": Path("m.onnx"), "target": "tensorrt", "precision": "fp16", "adapters": "runtime",
         "cache": "right", "dynamic": {"x": {0: "batch", 2: "height"}},
-        "profile": {"batch": (1, 8, 32)}, "verify": False, "overwrite": True,
+        "profile": {"batch": (1, 8, 32)}, "portable": False, "verify": False, "overwrite": True,
         "labels": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5]},
         "accuracy": {"top-1": 0.93}, "metadata": {"license": "apache-2.0"},
     }  # fmt: skip
