@@ -73,6 +73,11 @@ def _find(policy: PolicyLike, seen: tuple[str, ...]) -> Policy:
         return policy
     if isinstance(policy, Mapping):
         return _extend(Document(policy), seen)
+    if not isinstance(policy, str | os.PathLike):
+        raise PolicyError(
+            f"a {type(policy).__name__} is no policy",
+            remedy="pass a name, a path, a dict or a Policy",
+        )
     text = os.fspath(policy)
     if isinstance(policy, os.PathLike) or text.endswith(_SUFFIXES):
         return _from_file(Path(text), seen)

@@ -20,7 +20,7 @@ from surgery.errors import PlanError
 from surgery.operations import planner
 from surgery.operations.budget import largest_rank
 from surgery.operations.plan import Operation, Plan
-from surgery.operations.sensitivity import Loss, default_loss, gradients
+from surgery.operations.sensitivity import Loss, default_loss, gradients, rows_of
 from surgery.operations.spelling import spell_out
 from surgery.operations.state import plain_model
 
@@ -63,10 +63,10 @@ def allocate(
               -\langle G, \Delta W \rangle = \epsilon \sum_{k \le r} \sigma_k(G),
 
     reached at :math:`-\epsilon \sum_{k \le r} u_k v_k^T`. So the k-th pair of a projection is worth
-    :math:`\sigma_k(G)` (for SymLoRA, whose updates are symmetric, :math:`|\lambda_k|` of G's symmetric part),
-    and costs what it trains. Pairs are taken by worth per trained number until the budget is spent; a
-    projection that gets none is left out of the policy. This allocation is ours. It knows the
-    first step, not the last: where pretrained features must move far it can be wrong.
+    :math:`\sigma_k(G)` (for SymLoRA, whose updates are symmetric, :math:`|\lambda_k|` of G's symmetric part,
+    for its polar form of that of :math:`R^T G`), and costs what it trains. Pairs are taken by worth per trained
+    number until the budget is spent; a projection that gets none is left out of the policy. This allocation is
+    ours. It knows the first step, not the last: where pretrained features must move far it can be wrong.
 
     Args:
         model: A plain model with its weights, the task's head included.
@@ -84,10 +84,13 @@ def allocate(
 
     Raises:
         PolicyError, AnatomyError, PlanError, CaptureError: As ``surgery.plan``.
-        PlanError: The budget is below one pair, or the loss depends on none of the projections.
+        PlanError: The budget is below one pair, so is max_rank, or the loss depends on none of the projections.
         StateError: No batch, no loss, or a loss that is not finite.
     """
     model = plain_model(model)
+    if max_rank is not None and max_rank < 1:
+        remedy = "pass 1 or more, or leave it out"
+        raise PlanError(f"max_rank {max_rank} leaves no pair", remedy=remedy)
     wanted = policies.get(policy, **overrides, budget=budget)
     anatomy = read(model, example_inputs) if anatomy is None else anatomy
     smallest = planner.plan(model, policies.get(wanted, rank=1), anatomy=anatomy)
@@ -95,7 +98,7 @@ def allocate(
     projections = [operation.projection for operation in smallest.operations]
     found = gradients(model, projections, batches, loss)
     candidates = [
-        _candidate(operation, gradient, limit, max_rank)
+        _candidate(operation, gradient, rows_of(model, operation.projection), limit, max_rank)
         for operation, gradient in zip(smallest.operations, found, strict=True)
     ]
     ranks = share_out(candidates, limit)
@@ -132,15 +135,16 @@ def _limit(model: nn.Module, wanted: Policy, smallest: Plan, anatomy: Anatomy) -
 def _candidate(
     operation: Operation,
     gradient: Tensor,
+    weight: Tensor,
     limit: int,
     max_rank: int | None,
 ) -> Candidate:
     p, spec = operation.projection, operation.adapter
     cost = operation.parameters
-    most = min(largest_rank(p, spec), limit // cost, max_rank or limit)
+    most = min(largest_rank(p, spec), limit // cost, limit if max_rank is None else max_rank)
     if most < 1:
         return Candidate(operation, (), cost)
-    gains = registry.get(spec.kind).first_order_gains(gradient, most)
+    gains = registry.get(spec.kind).first_order_gains(gradient, weight, most)
     # Below the rounding of the largest one a singular value says nothing.
     real = gains > gains.amax() * max(gradient.shape) * torch.finfo(gradient.dtype).eps
     return Candidate(operation, tuple(gains[real].tolist()), cost)

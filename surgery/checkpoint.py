@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from surgery.adapter_file import AdapterFile, Tensors, read_file
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Anatomy
-from surgery.anatomy.wrappers import unwrap
-from surgery.errors import AnatomyError, CaptureError, PlanError
+from surgery.anatomy.wrappers import own_name, parameters_of, unwrap
+from surgery.errors import AnatomyError, CaptureError, CheckpointError, PlanError, StateError
 from surgery.operations import planner
 from surgery.operations.adapted import adapted_modules
 from surgery.operations.apply import graft
@@ -34,6 +34,7 @@ from surgery.operations.state import Record, adapted_model, find_record, plain_m
 from surgery.operations.undo import undo
 
 Model = TypeVar("Model", bound=nn.Module)
+Base = Literal["refuse", "warn"]
 Values = list[tuple[Tensor, Tensor]]
 """Tensors of the model, each with the value it is to have."""
 
@@ -66,7 +67,7 @@ def load(
     *,
     anatomy: Anatomy | None = None,
     example_inputs: Any = None,
-    base: Literal["refuse", "warn"] = "refuse",
+    base: Base = "refuse",
 ) -> Model:
     """Put the adapters of a file onto a plain model, or into one that carries the same adapters.
 
@@ -91,6 +92,10 @@ def load(
         PolicyError: The file needs an adapter that is not installed.
         StateError: The model is wrapped.
     """
+    if base not in get_args(Base):
+        raise CheckpointError(
+            f"unknown base {base!r}", remedy=f"choose one of {', '.join(get_args(Base))}"
+        )
     target = unwrap(model)
     file = read_file(path)
     record = find_record(target)
@@ -109,19 +114,36 @@ def _worth_saving(model: nn.Module, record: Record) -> Iterator[tuple[str, Tenso
     for operation in record.plan.operations:
         adapter = model.get_submodule(operation.path)
         yield from adapter.state_dict(prefix=f"{operation.path}.").items()
-    parameters = dict(model.named_parameters())
-    yield from ((name, parameters[name]) for name in record.plan.trained_names)
+    yield from _trained(model, record.plan).items()
     for name, buffer in _persistent_buffers(model):
-        before = record.buffers.get(name)
+        before = record.buffers.get(own_name(name))
         if before is not None and not torch.equal(before, buffer.cpu()):
             yield name, buffer
+
+
+def _trained(model: nn.Module, plan: Plan) -> Tensors:
+    """What else the plan trains, by name.
+
+    Raises:
+        StateError: If the model has lost some of it.
+    """
+    parameters = parameters_of(model)
+    lost = next((name for name in plan.trained_names if own_name(name) not in parameters), None)
+    if lost is not None:
+        raise StateError(
+            f"{lost} trains, and is no longer in the model",
+            where=lost,
+            why="a module was replaced or renamed after surgery.apply",
+            remedy="put it back; what is to be replaced or wrapped, replace before surgery.apply",
+        )
+    return {name: parameters[own_name(name)] for name in plan.trained_names}
 
 
 def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules():
         for name, buffer in module.named_buffers(path, recurse=False):
             if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
-                yield name, buffer
+                yield own_name(name), buffer
 
 
 def _plan_for(model: nn.Module, file: AdapterFile, anatomy: Anatomy | None, inputs: Any) -> Plan:
@@ -145,7 +167,7 @@ def _same_names(model: nn.Module, plan: Plan) -> bool:
         check_operations(model, plan.operations)
     except PlanError:
         return False
-    return set(plan.trained_names) <= {name for name, _ in model.named_parameters()}
+    return parameters_of(model).keys() >= set(map(own_name, plan.trained_names))
 
 
 def _adapters(file: AdapterFile, plan: Plan) -> dict[str, Tensors]:
@@ -171,8 +193,7 @@ def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> Values:
     renamed: dict[str, str] = {}
     for word, names in file.plan.train.items():
         renamed |= zip(names, plan.train.get(word, ()), strict=True)
-    parameters = dict(model.named_parameters())
-    own: Tensors = {name: parameters[name] for name in plan.trained_names}
+    own = _trained(model, plan)
     own |= _persistent_buffers(model)
     values = file.rest()
     pairs: Values = []
@@ -206,7 +227,7 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:
 def _start_from(states: dict[str, Tensors]) -> Start:
     def start(operation: Operation, adapter: Adapter, rows: Tensor) -> None:
         adapter.read_base(rows)  # what follows from the base is not in the state
-        _fill(adapter, states[operation.path])
+        adapter.load_state_dict(states[operation.path])
 
     return start
 
@@ -226,7 +247,7 @@ def _refill(model: nn.Module, states: dict[str, Tensors], rest: Values) -> None:
     written = [t for a in adapters for t in a.state_dict(keep_vars=True).values()]
     with tensors_or_nothing([*written, *(tensor for tensor, _ in rest)], owners):
         for adapter, state in zip(adapters, states.values(), strict=True):
-            _fill(adapter, state)
+            adapter.load_state_dict(state)
         for owner in owners:
             owner.refresh_base()
         _write(rest)
@@ -236,7 +257,3 @@ def _refill(model: nn.Module, states: dict[str, Tensors], rest: Values) -> None:
 def _write(values: Values) -> None:
     for tensor, value in values:
         tensor.copy_(value)
-
-
-def _fill(adapter: nn.Module, state: Tensors) -> None:
-    adapter.load_state_dict(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from surgery.adapters.importance import observe
 from surgery.adapters.recompose import Recomposed
+from surgery.adapters.widths import uncast
 from surgery.errors import StateError
 from surgery.groups import parameter_groups
 from surgery.operations.adapted import Adapted
+from surgery.operations.moments import remembered, states_of
 from surgery.operations.rollback import tensors_or_nothing
-from surgery.operations.seats import Average, check_trained, seats
+from surgery.operations.seats import Average, check_seated, check_trained, seats
 
 __all__ = ["Recomposer", "Recomposition", "parameter_groups"]
 
@@ -88,11 +91,11 @@ class Recomposer:
         optimizer: torch.optim.Optimizer,
         *,
         total_steps: int,
-        averages: Iterable[nn.Module] = (),
+        averages: nn.Module | Iterable[nn.Module] = (),
     ) -> None:
-        if total_steps <= 0:
+        if not isinstance(total_steps, int) or total_steps <= 0:
             raise StateError(
-                f"total_steps {total_steps} is no number of steps",
+                f"total_steps {total_steps!r} is no number of steps",
                 remedy="pass the optimizer steps of the whole training: epochs * batches per epoch",
             )
         found = list(seats(model))
@@ -100,11 +103,13 @@ class Recomposer:
         self._owners = {name: owner for name, _, owner in found}
         self._optimizer, self.total_steps = optimizer, total_steps
         check_trained(self._adapters, optimizer)
-        self._averages = [Average.of(average, self._adapters) for average in averages]
+        every = [averages] if isinstance(averages, nn.Module) else averages
+        self._averages = [Average.of(average, self._adapters) for average in every]
         self.history: list[Recomposition] = []
         self.steps = self.skipped = 0
         self._exhausted: set[str] = set()
 
+    @uncast()
     def step(self) -> Recomposition | None:
         """Observe the gradients and, where it is time, recompose.
 
@@ -115,8 +120,10 @@ class Recomposer:
             What was recomposed, or None if nothing was.
 
         Raises:
-            StateError: If no adapter has a gradient: before backward, or after ``zero_grad``.
+            StateError: If no adapter has a gradient, before backward or after ``zero_grad``, or the adapters
+                were folded or taken out meanwhile.
         """
+        check_seated(self._owners)
         gradients = [
             grad for parameter in self._parameters() if (grad := parameter.grad) is not None
         ]
@@ -144,7 +151,12 @@ class Recomposer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken; load the model's and the optimizer's state as well."""
+        """Go on where ``state`` was taken, to its ``total_steps``; load the model's and the optimizer's state too."""
+        if state["total_steps"] != self.total_steps:
+            _LOG.warning(
+                "the schedule goes on to step %s, as it began, and not to %s",
+                state["total_steps"], self.total_steps,
+            )  # fmt: skip
         self.steps, self.total_steps = int(state["steps"]), int(state["total_steps"])
         self.skipped, self._exhausted = int(state["skipped"]), set(state["exhausted"])
 
@@ -186,14 +198,17 @@ class Recomposer:
         adapter = self._adapters[name]
         for average in self._averages:
             average.check(name, adapter)
+        pairs = adapter.pairs().values()
+        held = [one for pair in pairs for one in remembered(self._optimizer, *pair)]
         index = adapter.recompose()
         if len(index):
             for average in self._averages:
                 average.follow(name, index)
-            for parameter, dim in adapter.pairs().values():
+            for parameter, dim in pairs:
                 if parameter.grad is not None:
                     parameter.grad.index_fill_(dim, index, 0)
-                _forget(self._optimizer.state.get(parameter, {}), parameter, dim, index)
+            for one in held:
+                one.renew(index)
         return tuple(index.tolist())
 
     def _tensors(self, due: list[str]) -> Iterator[Tensor]:
@@ -203,8 +218,8 @@ class Recomposer:
                 yield from average.adapters[name].state_dict(keep_vars=True).values()
             yield from self._adapters[name].state_dict(keep_vars=True).values()
             for parameter, _ in self._adapters[name].pairs().values():
-                state = self._optimizer.state.get(parameter, {})
-                held = (parameter.grad, *state.values())
+                states = states_of(self._optimizer, parameter)
+                held = chain([parameter.grad], *(state.values() for state in states))
                 yield from (value for value in held if isinstance(value, Tensor))
 
     def _all_owners(self) -> list[dict[str, Adapted]]:
@@ -213,30 +228,3 @@ class Recomposer:
     def _parameters(self) -> Iterator[nn.Parameter]:
         for adapter in self._adapters.values():
             yield from (parameter for parameter, _ in adapter.pairs().values())
-
-
-def _forget(state: dict[Any, Any], parameter: nn.Parameter, dim: int, index: Tensor) -> None:
-    """Zero moments at exactly the swapped pairs; a master copy takes the parameter's new values.
-
-    A factored moment (Adafactor's) has one entry for each pair, or one that all of them share and keep.
-    """
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or not _has_pairs(value, parameter, dim):
-            continue
-        if not value.is_floating_point():
-            _LOG.warning("the optimizer's %s is %s: no pair of it can be reset", key, value.dtype)
-            continue
-        where = index.to(value.device)
-        if "master" in str(key):
-            value.index_copy_(dim, where, parameter.index_select(dim, index).to(value))
-        else:
-            value.index_fill_(dim, where, 0)
-
-
-def _has_pairs(value: Tensor, parameter: nn.Parameter, dim: int) -> bool:
-    sizes = list(zip(value.shape, parameter.shape, strict=False))
-    return (
-        value.ndim == parameter.ndim
-        and all(own in (1, size) for own, size in sizes)
-        and value.shape[dim] == parameter.shape[dim]
-    )

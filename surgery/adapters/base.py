@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from surgery.adapters.svd import decompose
+from surgery.adapters.widths import uncast
 from surgery.errors import PlanError
 
 Scaling = Literal["lora", "rslora"]
@@ -99,21 +100,23 @@ class Adapter(nn.Module, ABC):
         return b if self.scaling == 1.0 else b * self.scaling
 
     @torch.no_grad()
+    @uncast()
     def delta(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The update as a matrix, (out, in), accumulated in ``dtype``."""
         b, a = self.factors()
         return b.to(dtype) @ a.to(dtype)
 
     @classmethod
-    def first_order_gains(cls, gradient: Tensor, count: int) -> Tensor:
+    def first_order_gains(cls, gradient: Tensor, weight: Tensor, count: int) -> Tensor:
         r"""What the best pairs on a weight would be worth: how fast the loss falls along each, largest first.
 
         Of all updates of rank r with spectral norm 1, the one that the gradient G asks for is worth the
-        sum of G's r largest singular values, so pair k is worth :math:`\sigma_k(G)`. Adapters that
-        cannot reach every matrix of their rank say less.
+        sum of G's r largest singular values, so pair k is worth :math:`\sigma_k(G)`. Adapters whose updates
+        are symmetric say less. (One with an A fixed at random reaches some share of it.)
 
         Args:
             gradient: Of the loss with respect to the weight's rows, (out, in), float32.
+            weight: These rows, likewise.
             count: How many pairs, at most min(out, in).
 
         Returns:

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from surgery.adapters.widths import KeepsType
 
 Observed = tuple["Importance", Tensor, Tensor]
 """Scores, their parameter, and its gradient."""
@@ -15,7 +17,7 @@ _AT_ONCE = 2**24
 """Entries taken in together: 64 MB of intermediate values."""
 
 
-class Importance(nn.Module):
+class Importance(KeepsType):
     r"""Importance scores of the entries of one parameter (AdaLoRA's, as SRLoRA uses them).
 
     .. math::
@@ -25,7 +27,8 @@ class Importance(nn.Module):
         s = \bar I \, \bar U
 
     with the updated mean in the uncertainty (arXiv 2505.12433, section on importance). The
-    running values are buffers, so that training resumes where it stopped.
+    running values are buffers, so that training resumes where it stopped; they stay float32 when the
+    model is cast.
 
     Args:
         shape: Shape of the parameter.
@@ -46,8 +49,8 @@ class Importance(nn.Module):
     ) -> None:
         super().__init__()
         self.beta1, self.beta2 = beta1, beta2
-        self.register_buffer("mean", torch.zeros(shape, device=device))
-        self.register_buffer("uncertainty", torch.zeros(shape, device=device))
+        self.register_buffer("mean", torch.zeros(shape, device=device, dtype=torch.float32))
+        self.register_buffer("uncertainty", torch.zeros_like(self.mean))
 
     @torch.no_grad()
     def observe(self, weight: Tensor, gradient: Tensor) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from surgery.adapters.widths import KeepsType
 
 
-class Ledger(nn.Module):
+class Ledger(KeepsType):
     """An append-only list of pairs; the weight at any time is round(original + their sum).
 
-    Because every entry is kept, the weight is rounded once however many entries there are, and the
-    entries with the original weight rebuild it bit for bit.
+    Because every entry is kept, and keeps its type when the model is cast, the weight is rounded once however many
+    entries there are, and the entries with the original weight rebuild it bit for bit.
 
     Args:
         in_features: Input channels of the projection.

@@ -49,7 +49,8 @@ class LoRA(Adapter):
     @torch.no_grad()
     def start(self, weight: Tensor, generator: torch.Generator | None = None) -> None:
         """B = 0, A random; the weight is not looked at."""
-        a = torch.empty(self.rank, self.in_features, device="cpu")  # where the generator is
+        # Where the generator is.
+        a = torch.empty(self.rank, self.in_features, device="cpu", dtype=torch.float32)
         if self.init == "kaiming":
             nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
         else:

@@ -52,7 +52,10 @@ class PiSSA(SingularStart):
         return {"B": (self.B, 1), "A": (self.A, 0)}
 
     def directions(self, weight: Tensor, count: int) -> dict[str, Tensor]:
-        """``B = U (S/s)^(1/2)``, ``A = (S/s)^(1/2) V^T`` of the leading triplets."""
+        """``B = U (S/s)^(1/2)``, ``A = (S/s)^(1/2) V^T`` of the leading triplets.
+
+        Where S is 0 (a weight initialised to zeros) A is V^T, since B = A = 0 would have no gradient for ever.
+        """
         u, s, vh = svd.leading(weight, count)
         root = (s / self.scaling).sqrt()
-        return {"B": u * root, "A": root[:, None] * vh}
+        return {"B": u * root, "A": torch.where(root > 0, root, 1)[:, None] * vh}

@@ -12,7 +12,15 @@ from surgery.adapters import svd
 from surgery.adapters.ledger import Ledger
 from surgery.adapters.registry import register
 from surgery.adapters.singular import SingularStart
-from surgery.adapters.symlora import STEP, Start, begin, check_start, eigenvalues
+from surgery.adapters.symlora import (
+    STEP,
+    Start,
+    begin,
+    check_start,
+    eigenvalues,
+    symmetric_gains,
+)
+from surgery.adapters.widths import uncast
 from surgery.errors import PlanError
 
 
@@ -100,13 +108,28 @@ class Polar(SingularStart):
         return {"Q": (self.Q, 1), "l": (self.l, 0)}
 
     def directions(self, weight: Tensor, count: int) -> dict[str, Tensor]:
-        """Q and l of the leading singular directions, Q diag(L) Q^T = V S V^T / s; R is recomputed on the way."""
+        """Q and l of the leading singular directions, Q diag(L) Q^T = V S V^T / s; R is recomputed on the way.
+
+        Where S is 0 a column of Q is the direction and L is 0, since Q = 0 would have no gradient for ever.
+        """
         u, s, vh = self._decompose(weight)
         vectors = vh.T if self.out_features >= self.in_features else u
         roots = (s[:count] / self.scaling).sqrt()
-        return {"Q": vectors[:, :count] * roots, "l": torch.full_like(roots, 1 / self.step)}
+        alive = roots > 0
+        return {
+            "Q": vectors[:, :count] * torch.where(alive, roots, 1),
+            "l": alive.to(roots) / self.step,
+        }
+
+    @classmethod
+    def first_order_gains(cls, gradient: Tensor, weight: Tensor, count: int) -> Tensor:
+        """``|eigenvalues|`` of the symmetric part of R^T G, or of G R^T where out < in."""
+        u, _, vh = svd.decompose(weight, min(weight.shape))
+        tall = weight.shape[0] >= weight.shape[1]
+        return symmetric_gains((u @ vh).T @ gradient if tall else gradient @ (u @ vh).T, count)
 
     @torch.no_grad()
+    @uncast()
     def _decompose(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All singular triplets of the weight, which set R."""
         u, s, vh = svd.leading(weight.float(), min(weight.shape))

@@ -11,10 +11,9 @@ def orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> T
 
     Fixing the signs of R's diagonal makes the QR of a Gaussian matrix uniform (Mezzadri, 2007).
     """
-    gaussian = torch.randn(rows, columns, generator=generator, device="cpu")
+    gaussian = torch.randn(rows, columns, generator=generator, device="cpu", dtype=torch.float32)
     q, r = torch.linalg.qr(gaussian)
-    signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
-    oriented: Tensor = q * signs
+    oriented: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
     return oriented
 
 
@@ -27,5 +26,5 @@ def twins(rows: int, columns: int, generator: torch.Generator | None) -> tuple[T
     """
     pairs, odd = divmod(columns, 2)
     q = orthonormal(rows, pairs + odd, generator)
-    signs = torch.tensor([1.0] * pairs + [-1.0] * pairs + [0.0] * odd)
+    signs = torch.tensor([1.0] * pairs + [-1.0] * pairs + [0.0] * odd, dtype=torch.float32)
     return torch.cat([q[:, :pairs], q], 1), signs

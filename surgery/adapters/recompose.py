@@ -55,7 +55,7 @@ class Recomposed(SingularStart):
         self.importance = nn.ModuleDict()
         for name, (parameter, dim) in self.pairs().items():
             shape = [spare if i == dim else size for i, size in enumerate(parameter.shape)]
-            self.register_buffer(f"next_{name}", torch.zeros(shape, device=device))
+            self.register_buffer(f"next_{name}", parameter.new_zeros(shape))
             self.importance[name] = Importance(parameter.shape, beta1, beta2, device)
         self.register_buffer("cursor", torch.zeros((), device=device, dtype=torch.long))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
 from surgery.adapters.ledger import Ledger
+from surgery.adapters.widths import uncast
 
 
 class SingularStart(Adapter):
@@ -43,6 +44,7 @@ class SingularStart(Adapter):
         self.enter(-1)
 
     @torch.no_grad()
+    @uncast()
     def enter(self, sign: int, pairs: Tensor | slice = slice(None)) -> None:
         """Enter present pairs into the ledger: fused with +1, subtracted with -1."""
         b, a = self.factors()
@@ -53,6 +55,7 @@ class SingularStart(Adapter):
         return self.ledger.factors()
 
     @torch.no_grad()
+    @uncast()
     def total(self) -> tuple[Tensor, Tensor]:
         """The whole change W - W0 as one LoRA, (out, k) and (k, in), at least float32."""
         b, a = self.factors()

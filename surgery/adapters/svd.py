@@ -7,6 +7,7 @@ from torch import Tensor
 
 from surgery.adapters import cache, krylov
 from surgery.adapters.krylov import Triplets
+from surgery.adapters.widths import uncast
 from surgery.errors import StateError
 
 _FEW = 5
@@ -55,6 +56,7 @@ def is_few(weight: Tensor, count: int) -> bool:
     return _FEW * (count + krylov.FIRST) <= min(weight.shape)
 
 
+@uncast()
 def decompose(weight: Tensor, count: int) -> Triplets:
     """As :func:`leading`, for a finite matrix that will not come again: nothing is kept on the disk."""
     found = krylov.leading(weight, count) if is_few(weight, count) else None

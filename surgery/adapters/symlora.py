@@ -86,17 +86,22 @@ class SymLoRA(Adapter):
         return left * (self.l * (self.step * self.scaling)), a
 
     @classmethod
-    def first_order_gains(cls, gradient: Tensor, count: int) -> Tensor:
+    def first_order_gains(cls, gradient: Tensor, weight: Tensor, count: int) -> Tensor:
         """The largest ``|eigenvalues|`` of the gradient's symmetric part: the rest of it moves no symmetric dW."""
         n = max(gradient.shape)
         square = gradient.new_zeros(n, n)
         square[: gradient.shape[0], : gradient.shape[1]] = gradient
-        return decompose((square + square.T) / 2, count)[1]
+        return symmetric_gains(square, count)
 
     def orthogonality_penalty(self) -> Tensor:
         """``||Q^T Q - I||_F^2``, a scalar to add to the loss if Q should stay orthonormal. Of twins it starts at r."""
         gram = self.Q.T @ self.Q
         return (gram - torch.eye(self.rank, device=gram.device, dtype=gram.dtype)).square().sum()
+
+
+def symmetric_gains(gradient: Tensor, count: int) -> Tensor:
+    """What the best symmetric pairs are worth, (count,): ``|eigenvalues|`` of a square gradient's symmetric part."""
+    return decompose((gradient + gradient.T) / 2, count)[1]
 
 
 def begin(start: str, q: Tensor, l: Tensor, step: float, generator: torch.Generator | None) -> None:

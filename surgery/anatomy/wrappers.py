@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgery.errors import StateError
 
@@ -14,12 +14,39 @@ _REFUSED = {
 }
 
 
+_SEGMENTS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+"""What torch.compile and checkpoint wrappers put into the names of what is inside."""
+
+
+def own_name(name: str) -> str:
+    """The name of a tensor without the wrappers that its modules were put into."""
+    for segment in _SEGMENTS:
+        name = name.replace(segment, "")
+    return name
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by its own name: the same before and after parts of the model are compiled or checkpointed."""
+    return {own_name(name): parameter for name, parameter in model.named_parameters()}
+
+
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every buffer by its own name."""
+    return {own_name(name): buffer for name, buffer in model.named_buffers()}
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the plain model: the original of a torch.compile wrapper, or the model itself.
 
     Raises:
-        StateError: If the model is wrapped by DDP, FSDP or PEFT; it says what to do first.
+        StateError: If the model is wrapped by DDP, FSDP or PEFT, or is none; it says what to do first.
     """
+    if not isinstance(model, nn.Module):
+        raise StateError(
+            f"a {type(model).__name__} is no model",
+            why="surgery works on an nn.Module",
+            remedy="pass the model first: surgery.apply(model, 'vit-attn-qv')",
+        )
     original = getattr(model, "_orig_mod", None)
     if isinstance(original, nn.Module):
         return unwrap(original)

@@ -8,13 +8,14 @@ the module.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout
+from surgery.errors import StateError
 from surgery.operations.graft import Graft
 
 CHILD = "adapters"
@@ -41,10 +42,21 @@ class Adapted(nn.Module):
             yield name, graft
 
     def base(self, name: str) -> nn.Parameter:
-        """The base weight itself, also where reading it gives base + delta."""
-        parameter = self._parameters[name]
-        assert parameter is not None
-        return parameter
+        """The base weight itself, also where reading it gives base + delta.
+
+        A replica that ``nn.DataParallel`` makes of the module has it as an attribute and no parameters.
+
+        Raises:
+            StateError: If the module has lost it.
+        """
+        weight = self._parameters.get(name, self.__dict__.get(name))
+        if weight is None:
+            raise StateError(
+                f"an adapted {self.plain_class.__name__} has lost its {name}",
+                why="it was parametrised, pruned or replaced after surgery.apply",
+                remedy="take that back, or do it before surgery.apply",
+            )
+        return cast(nn.Parameter, weight)
 
     def original(self, name: str) -> Tensor:
         """The weight as it was before the operation; on the CPU if an adapter corrects it."""
@@ -83,6 +95,10 @@ class Adapted(nn.Module):
                 continue
             if graft.original is not None:
                 graft.original = self.base(name).detach().to("cpu", copy=True)
+                if (
+                    self.base(name).data_ptr() == incoming.data_ptr()
+                ):  # assigned: it is the caller's
+                    self.base(name).data = incoming.detach().clone()
             if not torch.equal(before[name], self.original(name)):
                 graft.read_base(self.original(name))
 
@@ -97,7 +113,12 @@ class AdaptedForward(Adapted):
     """An adapted module whose forward applies its weight: its adapters add to the output."""
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The plain module's output plus the adapters' deltas, in the output's dtype."""
+        """The plain module's output plus the adapters' deltas, in the output's dtype.
+
+        Who wrapped this forward meanwhile (accelerate's hooks) still calls it when the adapters are gone.
+        """
+        if not isinstance(self, Adapted):
+            return type(self).forward(self, input, *args, **kwargs)
         whole = self._product(input) if not (args or kwargs) else None
         if whole is not None:
             return whole
@@ -183,7 +204,10 @@ def _composed_property(name: str) -> property:
             # nn.Module would answer an AttributeError with the bare weight, and nobody would know.
             raise RuntimeError(f"the adapters of {name} cannot be read: {error}") from error
 
-    return property(read, doc=f"The base {name} plus the adapters' deltas.")
+    def keep(self: Adapted, weight: Tensor) -> None:
+        self.__dict__[name] = weight
+
+    return property(read, keep, doc=f"The base {name} plus the adapters' deltas.")
 
 
 def _rebuild(plain: type[nn.Module], composed: frozenset[str], through_forward: bool) -> Adapted:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from policies import PolicyLike
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Anatomy
+from surgery.anatomy.wrappers import own_name, parameters_of
 from surgery.errors import PlanError, StateError, SurgeryError
 from surgery.operations import planner
 from surgery.operations.adapted import dress
@@ -27,7 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def apply(
     model: Model,
-    policy: PolicyLike | None = None,
+    policy: PolicyLike | Plan | None = None,
     *,
     plan: Plan | None = None,
     anatomy: Anatomy | None = None,
@@ -42,7 +43,7 @@ def apply(
 
     Args:
         model: A plain model.
-        policy: A name, a path to a YAML file, a mapping or a ``Policy``.
+        policy: A name, a path to a YAML file, a mapping or a ``Policy``; or what ``surgery.plan`` made.
         plan: What ``surgery.plan`` made, instead of a policy.
         anatomy: What ``surgery.read`` gave, if it was read before.
         example_inputs: For the reading, if the model does not tell its inputs itself.
@@ -59,18 +60,10 @@ def apply(
             directions an adapter starts on is not finite.
     """
     base = plain_model(model)
-    if plan is None:
-        if policy is None:
-            raise PlanError(
-                "apply needs a policy or a plan", remedy="surgery.apply(model, 'vit-attn-qv')"
-            )
-        plan = planner.plan(
-            base, policy, anatomy=anatomy, example_inputs=example_inputs, **overrides
-        )
-    elif policy is not None or overrides:
-        raise PlanError(
-            "apply was given a plan and a policy",
-            remedy="override when planning: surgery.plan(...)",
+    wanted = _wanted(policy, plan, overrides)
+    if not isinstance(wanted, Plan):
+        wanted = planner.plan(
+            base, wanted, anatomy=anatomy, example_inputs=example_inputs, **overrides
         )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
 
@@ -80,8 +73,34 @@ def apply(
         except SurgeryError as error:
             raise named(error, operation) from None
 
-    graft(base, plan, start)
+    graft(base, wanted, start)
     return model
+
+
+def _wanted(
+    policy: PolicyLike | Plan | None, plan: Plan | None, overrides: dict[str, Any]
+) -> PolicyLike | Plan:
+    """The one thing that was given.
+
+    Raises:
+        PlanError: If it was none, or a plan with something beside it.
+    """
+    given = policy if plan is None else plan
+    if given is None:
+        raise PlanError(
+            "apply needs a policy or a plan", remedy="surgery.apply(model, 'vit-attn-qv')"
+        )
+    if plan is not None and not isinstance(plan, Plan):
+        raise PlanError(
+            f"a {type(plan).__name__} is no plan",
+            remedy="pass what surgery.plan(model, policy) made, or the policy itself",
+        )
+    if isinstance(given, Plan) and (overrides or (plan and policy)):
+        raise PlanError(
+            "apply was given a plan and a policy",
+            remedy="override when planning: surgery.plan(...)",
+        )
+    return given
 
 
 def graft(model: nn.Module, plan: Plan, start: Start) -> None:
@@ -102,7 +121,7 @@ def graft(model: nn.Module, plan: Plan, start: Start) -> None:
 
 def _check(model: nn.Module, plan: Plan) -> None:
     check_operations(model, plan.operations)
-    parameters = dict(model.named_parameters())
+    parameters = parameters_of(model)
     tensors = chain(parameters.items(), model.named_buffers())
     empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None:
@@ -112,7 +131,7 @@ def _check(model: nn.Module, plan: Plan) -> None:
             why="it is on the meta device",
             remedy="load its weights first; surgery.read and surgery.plan work without",
         )
-    missing = next((name for name in plan.trained_names if name not in parameters), None)
+    missing = next((n for n in plan.trained_names if own_name(n) not in parameters), None)
     if missing is not None:
         raise PlanError(
             f"{type(model).__name__} has no parameter {missing}, which the plan would train",
@@ -137,8 +156,8 @@ def _build(model: nn.Module, plan: Plan, start: Start) -> Grafts:
 
 
 def _commit(model: nn.Module, grafts: Grafts, record: Record) -> None:
-    trained = set(record.plan.trained_names)
-    for name, parameter in model.named_parameters():
+    trained = set(map(own_name, record.plan.trained_names))
+    for name, parameter in parameters_of(model).items():
         parameter.requires_grad_(name in trained)
     for owner, by_parameter in grafts.items():
         dress(owner, by_parameter).refresh_base()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
+from surgery.adapters.widths import uncast
 from surgery.anatomy.types import Access, Layout, Rows
 from surgery.operations.pairs import Span
 from surgery.operations.product import is_plain, product
@@ -59,6 +60,7 @@ class Graft(nn.ModuleDict):
             assert isinstance(adapter, Adapter)
             yield slot, adapter
 
+    @uncast()
     def read_base(self, weight: Tensor) -> None:
         """Let the adapters recompute what hangs on the original ``weight``, which is a new one."""
         matrix = as_matrix(weight, self.layout)
@@ -125,6 +127,7 @@ class Graft(nn.ModuleDict):
             delta = self._spread([(slot, b @ a) for slot, (b, a) in factors], 0)
             return (weight + as_weight(delta, self.layout, weight.shape)).to(weight.dtype)
 
+    @uncast()
     def corrected(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """The original plus every correction, in the weight's layout; None if there is none.
 
@@ -135,6 +138,7 @@ class Graft(nn.ModuleDict):
         wide = torch.promote_types(dtype, torch.float32)
         return self._plus_corrections(self.original.to(device=device, dtype=wide))
 
+    @uncast()
     def fold_into(self, live: Tensor, before_writing: Callable[[Tensor], object]) -> Costs:
         """Write round(original + corrections + deltas), summed in float64, into ``live``.
 

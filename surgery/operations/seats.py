@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ class Average:
 
 
 def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse what cannot recompose.
+    """Refuse what cannot recompose, and warn where weight decay would eat pretrained weight.
 
     Raises:
         StateError: If there is no adapter, one is sharded, or the optimizer does not train it.
@@ -99,15 +100,47 @@ def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Opt
             remedy="apply a policy with adapter 'srlora', or train without a Recomposer",
         )
     _check_whole(adapters)
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    decays = {
+        id(p): group.get("weight_decay", 0)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     for name, adapter in adapters.items():
-        if any(id(p) not in owned for p, _ in adapter.pairs().values()):
+        own = [id(p) for p, _ in adapter.pairs().values()]
+        if not decays.keys() >= set(own):
             raise StateError(
                 "the optimizer does not train an adapter of the model",
                 where=name,
                 why="its state could not be reset at a recomposition",
                 remedy="make the optimizer after surgery.apply, of surgery.parameter_groups(model)",
             )
+        if decay := max(decays[p] for p in own):
+            _warn_of_decay(name, decay)
+            return
+
+
+def _warn_of_decay(name: str, decay: float) -> None:
+    warnings.warn(
+        f"weight decay {decay} wears away the pretrained weight that {name} and others carry: give the optimizer "
+        "surgery.parameter_groups(model, weight_decay=...), where they have none",
+        stacklevel=4,
+    )
+
+
+def check_seated(owners: Mapping[str, nn.Module]) -> None:
+    """Refuse to go on without the adapters.
+
+    Raises:
+        StateError: If one was folded or taken out since.
+    """
+    bare = next((name for name, owner in owners.items() if not isinstance(owner, Adapted)), None)
+    if bare is not None:
+        raise StateError(
+            "the adapters are no longer in the model",
+            where=bare,
+            why="surgery.fold or surgery.undo took them out",
+            remedy="call recomposer.step() during the training only",
+        )
 
 
 def _check_whole(adapters: Mapping[str, Recomposed]) -> None:

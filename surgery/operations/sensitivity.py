@@ -65,6 +65,12 @@ def gradients(
     return [take(as_matrix(sums[p.weight_name], p.layout), p.rows) / count for p in projections]
 
 
+def rows_of(model: nn.Module, projection: Projection) -> Tensor:
+    """A projection's rows of its weight, ``(out, in)``, float32."""
+    weight = weight_of(model, projection).detach()
+    return take(as_matrix(weight, projection.layout), projection.rows).float()
+
+
 @contextmanager
 def _measuring(model: nn.Module, weights: Iterable[nn.Parameter]) -> Iterator[None]:
     """Only ``weights`` ask for gradients inside; on leaving, every flag is what it was."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from surgery.anatomy.wrappers import unwrap
+from surgery.anatomy.wrappers import buffers_of, own_name, parameters_of, unwrap
 from surgery.errors import StateError
 from surgery.operations.adapted import adapted_modules, strip
 from surgery.operations.averaging import detach
 from surgery.operations.plan import Plan
 
 _KEY = "_surgery"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Record:
 
     Attributes:
         plan: What was done.
-        requires_grad: The flag of every parameter before.
+        requires_grad: The flag of every parameter before, by its own name, as everything here.
         parameters: What else trains, as it was, on the CPU.
         buffers: Every buffer as it was, on the CPU: running statistics move in training.
     """
@@ -35,13 +37,13 @@ class Record:
     @classmethod
     def of(cls, model: nn.Module, plan: Plan) -> Record:
         """Photograph a plain model."""
-        trained = set(plan.trained_names)
-        parameters = dict(model.named_parameters())
+        trained = set(map(own_name, plan.trained_names))
+        parameters = parameters_of(model)
         return cls(
             plan=plan,
             requires_grad={name: p.requires_grad for name, p in parameters.items()},
             parameters={name: _copy(p) for name, p in parameters.items() if name in trained},
-            buffers={name: _copy(buffer) for name, buffer in model.named_buffers()},
+            buffers={name: _copy(buffer) for name, buffer in buffers_of(model).items()},
         )
 
 
@@ -115,15 +117,18 @@ def adapted_model(model: nn.Module, purpose: str) -> tuple[nn.Module, Record]:
 def restore(model: nn.Module, record: Record) -> None:
     """Put back every bit: weights from their originals, classes, flags, what trained, buffers.
 
-    A parameter that the user has replaced since by one of another shape (a new head) is the user's.
+    A parameter that the user has replaced since by one of another shape or name (a new head) is the user's.
     The record goes last: if anything fails before, undo can be called again.
     """
-    for name, parameter in model.named_parameters():
+    parameters = parameters_of(model)
+    for name in record.parameters.keys() - parameters.keys():
+        _LOG.warning("%s is no longer in the model: it is not put back", name)
+    for name, parameter in parameters.items():
         original = record.parameters.get(name, parameter).to(parameter)
         if original.shape == parameter.shape and not _same_bits(original, parameter):
             parameter.copy_(original)
             parameter.grad = None
-    for name, buffer in model.named_buffers():
+    for name, buffer in buffers_of(model).items():
         saved = record.buffers.get(name, buffer).to(buffer)
         if not _same_bits(saved, buffer):
             buffer.data = saved
@@ -139,7 +144,7 @@ def release(model: nn.Module, record: Record) -> None:
     for _, module in list(adapted_modules(model)):
         strip(module)
     detach(model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_of(model).items():
         parameter.requires_grad_(record.requires_grad.get(name, parameter.requires_grad))
     forget(model)
 

@@ -6,6 +6,7 @@ value and the norms of what rounding took, so float64 costs arithmetic and no me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ def add_rounded(
     squares, room = Squares(), None
     left = left.view(*base.shape[:2], -1)
     right = right.t().contiguous().t()  # a CPU multiplies faster by few rows that lie as columns
-    largest = torch.finfo(target.dtype).max ** 2
+    top = torch.finfo(target.dtype).max
     for periods, rows in _pieces(base):
         part, into, own = base[periods, rows], target[periods, rows], left[periods, rows]
         if room is None or room.shape[1:] != part.shape:
@@ -71,7 +72,7 @@ def add_rounded(
         total = _square(exact)
         before_writing(into)
         round_into(into, exact, near, scratch)
-        if not total < largest:  # only then may a value be beyond the range
+        if not math.sqrt(total) < top:  # only then may a value be beyond the range
             near.copy_(into)
         squares += Squares(total, _square(exact.sub_(near)))
     return squares

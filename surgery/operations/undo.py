@@ -12,12 +12,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def undo(model: Model) -> Model:
-    """Take the adapters out, in place, and restore every bit that the operation or training
-    changed.
+    """Take the adapters out, in place, and restore every bit that the operation or training changed.
 
-    Nothing is subtracted: corrected weights, what else trained and the buffers come from copies
-        made by
-    ``apply``. Classes, state-dict keys and ``requires_grad`` flags are those of before.
+    Nothing is subtracted: corrected weights, what else trained and the buffers come from copies made
+    by ``apply``. Classes, state-dict keys and ``requires_grad`` flags are those of before.
 
     Returns:
         The same model.

@@ -164,17 +164,17 @@ def test_gradients_are_those_of_a_backward(make: Make, anatomy: Anatomy) -> None
 
 def test_a_pair_is_worth_what_the_best_update_of_its_rank_gains() -> None:
     g = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    gains = registry.get("lora").first_order_gains(g, 6)
+    gains = registry.get("lora").first_order_gains(g, torch.zeros_like(g), 6)
     u, _, vh = torch.linalg.svd(g)
     for rank in range(1, 7):
         best = u[:, :rank] @ vh[:rank]
         torch.testing.assert_close((g * best).sum(), gains[:rank].sum())
-    symmetric = registry.get("symlora").first_order_gains(g, 6)
+    symmetric = registry.get("symlora").first_order_gains(g, torch.zeros_like(g), 6)
     values, vectors = torch.linalg.eigh((g + g.T) / 2)
     first = values.abs().argmax()
     update = vectors[:, first].outer(vectors[:, first]) * values[first].sign()
     torch.testing.assert_close((g * update).sum(), symmetric[0])
-    skew = registry.get("symlora").first_order_gains(g - g.T, 6)
+    skew = registry.get("symlora").first_order_gains(g - g.T, torch.zeros_like(g), 6)
     torch.testing.assert_close(skew, torch.zeros(6), atol=1e-5, rtol=0)
 
 
@@ -245,3 +245,26 @@ def test_modules_tell_where_role_and_layer_do_not() -> None:
     names = ("qkv", "up")
     held = [(0, "a[0]"), (1, "a[0]"), (1, "b")]
     assert modules == {f"layers.{layer}.{block}.{n}" for layer, block in held for n in names}
+
+
+def test_the_polar_form_gains_along_its_isometry() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((8, 5), (5, 8), (6, 6)):
+        weight, g = (torch.randn(shape, generator=generator) for _ in range(2))
+        kind = registry.get("polar")
+        gains = kind.first_order_gains(g, weight, 3)
+        adapter = kind(shape[1], shape[0], rank=1)
+        adapter.start(weight)
+        r, tall = adapter.R, shape[0] >= shape[1]
+        square = r.T @ g if tall else g @ r.T
+        values, vectors = torch.linalg.eigh((square + square.T) / 2)
+        first = values.abs().argmax()
+        pair = vectors[:, first].outer(vectors[:, first]) * values[first].sign()
+        update = r @ pair if tall else pair @ r
+        torch.testing.assert_close((g * update).sum(), gains[0])
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_largest_rank_below_one_is_refused(most: int) -> None:
+    with pytest.raises(PlanError, match=f"max_rank {most}"):
+        surgery.allocate(nn.Linear(2, 2), [], "vit-attn-qv", max_rank=most)

@@ -198,6 +198,12 @@ def test_another_base_is_refused_by_its_first_difference_or_warned_of(tmp_path: 
     assert isinstance(other.blocks[0].attn.qkv, Adapted)
 
 
+def test_a_treatment_of_other_bases_that_does_not_exist(tmp_path: Path) -> None:
+    file = save(trained(vit()), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="unknown base 'raise'"):
+        load(vit(), file, base="raise")
+
+
 def test_rows_that_carry_no_adapter_may_differ(tmp_path: Path) -> None:
     path = save(trained(vit()), tmp_path / "a.safetensors")
     other = vit()

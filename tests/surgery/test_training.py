@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 import math
+import warnings
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from timm.optim import Lion
 from torch import nn
 from torch.nn import functional as F
 
+import surgery
 from surgery.adapters import Recomposed, get
 from surgery.anatomy.types import Access, Layout
 from surgery.errors import StateError
-from surgery.operations.adapted import adapters_of, dress
+from surgery.operations.adapted import adapters_of, dress, strip
 from surgery.operations.graft import Graft
 from surgery.training import Recomposer
 
@@ -444,8 +446,77 @@ def test_finds_the_adapters_of_a_compiled_model():
     torch.testing.assert_close(compiled(x), before, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("total", [0, -1])
-def test_total_steps_must_be_positive(total):
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_around_a_whole_step_leaves_the_weights_exact(kind):
+    model = network(kind)
+    recomposer = Recomposer(model, adamw(model), total_steps=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        train(model, recomposer._optimizer, recomposer, range(8))
+    assert recomposer.history
+    for module in (model[0], model[2]):
+        live = module.base("weight").detach().clone()
+        module.refresh_base()
+        assert torch.equal(module.base("weight"), live)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomposes_in_a_model_that_was_cast_afterwards(kind, dtype):
+    model = network(kind).to(dtype)
+    optimizer = adamw(model)
+    recomposer = Recomposer(model, optimizer, total_steps=8)
+    for step in range(4):
+        optimizer.zero_grad()
+        backward(model, step)
+        before = exact_weights(model)
+        recomposer.step()
+        for one, two in zip(exact_weights(model), before, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-2 if dtype.itemsize < 4 else 1e-7)
+        optimizer.step()
+    assert recomposer.history
+
+
+def test_weight_decay_on_pretrained_factors_is_warned_of():
+    model = network()
+    with pytest.warns(UserWarning, match="wears away the pretrained weight"):
+        Recomposer(model, torch.optim.AdamW(trainable(model)), total_steps=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        groups = surgery.parameter_groups(model, weight_decay=0.1)
+        Recomposer(model, torch.optim.AdamW(groups), total_steps=5)
+
+
+def test_a_step_after_the_adapters_were_taken_out_is_refused():
+    model = network()
+    recomposer = Recomposer(model, adamw(model), total_steps=5)
+    backward(model, 0)
+    strip(model[0])
+    with pytest.raises(StateError, match="no longer in the model"):
+        recomposer.step()
+    assert recomposer.steps == 0
+
+
+def test_one_average_needs_no_list():
+    model = network()
+    average = copy.deepcopy(model)
+    recomposer = Recomposer(model, adamw(model), total_steps=2, averages=average)
+    backward(model, 0)
+    recomposer.step()
+    cursors = [int(a.cursor) for _, a in adapters_of(average)]
+    assert cursors == [int(a.cursor) for _, a in adapters_of(model)] and all(cursors)
+
+
+def test_a_schedule_of_another_length_goes_on_as_it_began_and_says_so(caplog):
+    model = network()
+    state = Recomposer(model, adamw(model), total_steps=5).state_dict()
+    other = Recomposer(model, adamw(model), total_steps=9)
+    other.load_state_dict(state)
+    assert other.total_steps == 5
+    assert "goes on to step 5" in caplog.text
+
+
+@pytest.mark.parametrize("total", [0, -1, None, 2.5, float("nan")])
+def test_total_steps_must_be_a_positive_number(total):
     model = network()
     with pytest.raises(StateError, match=f"total_steps {total}"):
         Recomposer(model, adamw(model), total_steps=total)

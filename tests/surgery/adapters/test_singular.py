@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from surgery.adapters import get
 
 
 @settings(max_examples=15, deadline=None)
@@ -37,3 +40,20 @@ def test_starting_again_starts_from_nothing(singular_start, trained, started, we
     adapter.start(weight_of(12, 10), torch.Generator().manual_seed(1))
     fresh = started(kind, 12, 10, rank=3, **options).state_dict()
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in adapter.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(10, 12), (12, 10)])
+def test_a_weight_of_zeros_starts_unchanged_and_trains(singular_start, shape):
+    """B = A = 0 would be a saddle that no gradient leads out of."""
+    kind, options = singular_start
+    out, inside = shape
+    adapter = get(kind)(inside, out, rank=3, **options)
+    adapter.start(torch.zeros(shape))
+    assert not adapter.delta().any()
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2, weight_decay=0)
+    x, y = torch.randn(7, inside), torch.randn(7, out)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (adapter(x) - y).square().mean().backward()
+        optimizer.step()
+    assert adapter.delta().norm() > 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from policies.roles import Role
 from surgery import adapters
-from surgery.adapters import LoRA, SRLoRA
+from surgery.adapters import LoRA, PiSSA, SRLoRA
 from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout, Rows
+from surgery.errors import StateError
 from surgery.operations.adapted import Adapted, adapters_of, dress, strip
 from surgery.operations.apply import apply
 from surgery.operations.fold import fold
@@ -355,6 +357,49 @@ def test_multihead_attention_and_the_fused_encoder_layer(training: bool) -> None
     fold(model)
     with torch.no_grad():
         torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("access", Access)
+@pytest.mark.parametrize("kind", [LoRA, PiSSA])
+def test_a_replica_of_data_parallel_computes_the_same(
+    access: Access, kind: type[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch copies modules for each device and gives them their tensors as attributes; here for one CPU."""
+    tools = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(tools, "_get_device_index", lambda *args: 0)
+
+    def copies(
+        tensors: list[Tensor], devices: list[int], detach: bool = False
+    ) -> list[list[Tensor]]:
+        return [[tensor.clone() for tensor in tensors] for _ in devices]
+
+    monkeypatch.setattr(tools, "_broadcast_coalesced_reshape", copies)
+    module = nn.Linear(8, 12)
+    on(module, ((0, 8, 1),), Layout.OUT_IN, access, kind)
+    shake(module)
+    x = torch.randn(3, 8)
+    replica = tools.replicate(module, [0, 0])[1]
+    assert not dict(replica.named_parameters())
+    torch.testing.assert_close(F.linear(x, replica.weight), F.linear(x, module.weight))
+    torch.testing.assert_close(replica(x), module(x))
+
+
+def test_a_weight_that_is_parametrised_afterwards_is_missed_by_name() -> None:
+    module = nn.Linear(8, 12)
+    on(module, ((0, 8, 1),), Layout.OUT_IN, Access.MODULE, LoRA)
+    nn.utils.parametrizations.weight_norm(module)
+    with pytest.raises(StateError, match="has lost its weight"):
+        module(torch.randn(3, 8))
+
+
+def test_a_state_dict_that_is_assigned_stays_the_caller_s() -> None:
+    module = nn.Linear(8, 12)
+    on(module, ((0, 8, 1),), Layout.OUT_IN, Access.MODULE, PiSSA)
+    given = {name: value.clone() for name, value in module.state_dict().items()}
+    before, live = given["weight"].clone(), module.base("weight").detach().clone()
+    module.load_state_dict(given, assign=True)
+    assert torch.equal(given["weight"], before)
+    assert torch.equal(module.base("weight"), live)
 
 
 def test_slots_are_named_by_role() -> None:

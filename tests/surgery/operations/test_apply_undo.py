@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from surgery import adapters
 from surgery.adapters import LoRA
 from surgery.anatomy.types import Anatomy
 from surgery.checkpoint import load, save
-from surgery.errors import PlanError, StateError
+from surgery.errors import PlanError, PolicyError, StateError
 from surgery.operations import apply as apply_module
 from surgery.operations.adapted import Adapted, adapters_of
 from surgery.operations.apply import apply
@@ -305,6 +306,69 @@ def test_a_new_head_put_in_since_is_the_user_s(net: nn.Module, adapt: Adapt) -> 
     undo(net)
     assert torch.equal(net.head.weight, weight)
     assert not any(isinstance(m, Adapted) for m in net.modules())
+
+
+def test_a_head_that_is_gone_is_said_and_not_saved(
+    net: nn.Module, adapt: Adapt, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapt(net, rank=2, train=["head"])
+    net.head = nn.Sequential(nn.Dropout(), net.head)
+    with pytest.raises(StateError, match=r"head\.weight trains"):
+        save(net, tmp_path / "adapter.safetensors")
+    undo(net)
+    assert "head.weight is no longer in the model" in caplog.text
+
+
+@pytest.mark.parametrize("end", [undo, fold])
+def test_parts_compiled_or_checkpointed_since_keep_their_names(
+    net: nn.Module, adapt: Adapt, photograph: Photograph, x: Tensor, tmp_path: Path, end: object
+) -> None:
+    plain, before = copy.deepcopy(net), photograph(net)
+    adapt(net, rank=2, train=["head", "norms"])
+    inner = list(net.blocks)
+    net.blocks[0] = torch.compile(net.blocks[0], backend="eager")
+    net.blocks[1] = checkpoint_wrapper(net.blocks[1])
+    net.head = torch.compile(net.head, backend="eager")
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    file, y = save(net, tmp_path / "adapter.safetensors"), net(x)
+    torch.testing.assert_close(load(plain, file)(x), y)
+    end(net)
+    net.blocks, net.head = nn.ModuleList(inner), net.head._orig_mod
+    flags = {name: p.requires_grad for name, p in net.named_parameters()}
+    assert flags.pop("norm.bias") is False
+    assert all(flags.values())
+    after = photograph(net)
+    seen = ("keys", "identity", "flags", "classes") + (("bits",) if end is undo else ())
+    assert {part: after[part] for part in seen} == {part: before[part] for part in seen}
+
+
+def test_a_plan_can_be_given_as_the_policy(
+    net: nn.Module, anatomies: dict[bool, Anatomy], make_net: Callable[..., nn.Module]
+) -> None:
+    wanted = plan(net, ALL, anatomy=anatomies[net.by_weight], adapter="lora", rank=2)
+    apply(net, wanted)
+    assert find_record(net).plan == wanted
+    with pytest.raises(PlanError, match="override when planning"):
+        apply(make_net(net.by_weight), wanted, rank=4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda net: apply("vit-attn-qv", net), StateError, "a str is no model"),
+        (lambda net: undo(None), StateError, "a NoneType is no model"),
+        (lambda net: apply(net, plan="vit-attn-qv"), PlanError, "a str is no plan"),
+        (lambda net: apply(net, 5), PolicyError, "a int is no policy"),
+    ],
+)
+def test_what_is_no_model_plan_or_policy_is_called_so(
+    net: nn.Module, call: Callable[[nn.Module], object], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        call(net)
 
 
 def test_undo_of_a_copy_leaves_the_other_alone(net: nn.Module, adapt: Adapt, x: Tensor) -> None:

@@ -55,6 +55,44 @@ def test_each_weight_is_the_exact_sum_rounded_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_model_in_double_precision(
+    net: nn.Module, adapt: Adapt, train: Train, x: Tensor, kind: str
+) -> None:
+    adapt(net.double(), adapter=kind, rank=2, seed=0)
+    train(net, x.double())
+    y = net(x.double())
+    assert fold(net).drift < 1e-15
+    torch.testing.assert_close(net(x.double()), y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_around_it_changes_no_bit(
+    net: nn.Module, adapt: Adapt, train: Train, x: Tensor, kind: str
+) -> None:
+    adapt(net, adapter=kind, rank=2, seed=0)
+    train(net, x)
+    other = copy.deepcopy(net)
+    fold(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        fold(other)
+    assert all(map(torch.equal, net.state_dict().values(), other.state_dict().values()))
+
+
+def test_who_wrapped_a_forward_meanwhile_still_gets_the_plain_one(
+    net: nn.Module, adapt: Adapt, train: Train, x: Tensor
+) -> None:
+    """accelerate's hooks keep the bound forward that they found."""
+    adapt(net, rank=2)
+    train(net, x)
+    for module in net.modules():
+        if isinstance(module, Adapted):
+            module.forward = module.forward
+    y = net(x)
+    fold(net)
+    torch.testing.assert_close(net(x), y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_computes_what_the_adapted_model_computed(
     net: nn.Module, adapt: Adapt, train: Train, photograph: Photograph, x: Tensor, kind: str
 ) -> None:
