@@ -135,11 +135,12 @@ def build(document: Document) -> Policy:
         reasons = [_reason(finding) for finding in findings]
         remedies = dict.fromkeys(r for finding in findings if (r := _remedy(finding)))
         places = [document.at(finding["loc"]) for finding in findings]
-        if len(findings) > 1 and document.lines:
+        several = len(findings) > 1 and bool(document.lines)
+        if several:
             reasons = [f"{place}: {reason}" for place, reason in zip(places, reasons, strict=True)]
         raise PolicyError(
             "a policy does not fit the schema",
-            where=places[0],
+            where=document.where if several else places[0],
             why="\n       ".join(reasons),
             remedy="; ".join(remedies) or "policies.json_schema() has every key and its type",
         ) from error
@@ -206,6 +207,8 @@ def _reason(finding: Mapping[str, Any]) -> str:
 def _remedy(finding: Mapping[str, Any]) -> str | None:
     place, kind = finding["loc"], finding["type"]
     word, candidates = finding["input"], _ROLES
+    if kind == "extra_forbidden" and len(place) == 1 and place[0] in AdapterSpec.model_fields:
+        return f"write it into the adapter: 'adapter: {{{place[0]}: {word}}}'"
     if kind == "extra_forbidden":
         word, candidates = place[-1], _keys(place)
     elif kind != "enum":
@@ -214,6 +217,8 @@ def _remedy(finding: Mapping[str, Any]) -> str | None:
     elif place[-1] == "part":
         candidates = tuple(part.value for part in Part)
     near = nearest(word, candidates) if isinstance(word, str) else None
+    if near is None and candidates is _ROLES:
+        return "a role says what a projection does, whatever it is called: attention.query, mlp.up, head, ..."
     return f"did you mean {near!r} instead of {word!r}?" if near else None
 
 

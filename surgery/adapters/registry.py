@@ -13,6 +13,7 @@ from surgery.adapters.base import Adapter
 from surgery.errors import PolicyError
 
 GROUP = "model_surgery.adapters"
+_POLICY_WORDS = ("roles", "part", "depth", "modules", "train", "budget")
 _RESERVED = frozenset({"self", "in_features", "out_features", "device", "dtype"})
 _KINDS: dict[str, type[Adapter]] = {}
 
@@ -85,7 +86,7 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
     known = options_of(kind)
     for option in options:
         if option not in known:
-            near = nearest(option, known)
+            near = nearest(option, (*known, *_POLICY_WORDS))
             raise PolicyError(
                 f"the adapter {kind!r} has no option {option!r}",
                 why=f"its options are {', '.join(known)}",

@@ -101,7 +101,7 @@ def compare(one: AdapterFile, other: AdapterFile) -> dict[str, Any]:
             where=f"{one.path}, {other.path}",
             why=f"the first adapts {next(iter(first), 'nothing')}, "
             f"the second {next(iter(second), 'nothing')}",
-            remedy="compare adapters of the same model",
+            remedy="compare adapters of the same model; one that came from PEFT has whole weights and no roles",
         )
     bases = [
         dict(zip(names, file.base, strict=True)) for names, file in ((first, one), (second, other))

@@ -14,6 +14,8 @@ from policies.errors import SurgeryError, told_by
 
 _HERE = {
     "example_inputs=": "--input 2x3x224x224",
+    "overwrite=True": "--overwrite",
+    "dynamic=": "--dynamic x=0:batch",
     "policies.json_schema()": "surgery policies schema",
     "policies.names()": "surgery policies list",
     "a dict or a Policy": "surgery policies list",

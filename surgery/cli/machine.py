@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from surgery.cli.failures import FAILED
 from surgery.cli.output import Json, emit, working
@@ -106,4 +107,4 @@ def _table(plain: dict[str, Any]) -> Group:
     table.add_row("providers", ", ".join(plain["providers"]) or "-")
     lines = [f"problem: {text}" for text in plain["problems"]]
     lines += [f"note: {text}" for text in plain["notes"]]
-    return Group(table, *(lines or ["all is well"]))
+    return Group(table, *map(Text, lines or ["all is well"]))

@@ -131,7 +131,9 @@ def _from_timm(source: Source, meta: bool) -> nn.Module:
 
     bare = source.name.partition(".")[0]
     if "/" not in source.name and not timm.is_model(bare):
-        raise _unknown(source, nearest(bare, timm.list_models()), "timm.list_models() has them all")
+        names = timm.list_models()
+        longer = next((name for name in names if name.startswith(f"{bare}_")), None)
+        raise _unknown(source, longer or nearest(bare, names), "timm.list_models() has them all")
     pretrained = bool(source.pretrained)
     model: nn.Module = timm.create_model(source.name, pretrained=pretrained, **source.changes)
     return model

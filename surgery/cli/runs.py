@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from surgery.cli.output import Json, emit, first_process, note, working
-from surgery.cli.trained import source_of, write_report
+from surgery.cli.trained import SUFFIXES, Trained, source_of, write_report
 from surgery.errors import RunError
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def train(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="A run folder, or its training file.", show_default=False)
+    ],
     as_json: Json = False,
 ) -> None:
     """Write RUN_FOLDER/report.html anew: curves, adapters over time, fold, export, latency.
@@ -68,7 +70,8 @@ def report(
     """
     from surgery.runs.folder import RunFolder
 
-    place = write_report(RunFolder(folder))
+    run = Trained.of(folder).folder if folder.suffix in SUFFIXES else RunFolder(folder)
+    place = write_report(run)
     emit({"path": str(place)}, f"wrote {place}", as_json)
 
 
@@ -116,6 +119,8 @@ def _make_room(folder: RunFolder, config: Path, overwrite: bool) -> None:
             where=str(folder.path),
             remedy=f"surgery train {config} --resume goes on with it, --overwrite begins anew",
         )
+    for path in folder.delivered():
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     shutil.rmtree(folder.events, ignore_errors=True)
     made = (

@@ -80,7 +80,7 @@ class Trained:
 
     def complete(self, folder: Path) -> None:
         """Put beside a folded model what it is used with: class names, and the tokenizer of texts."""
-        from surgery.runs.feed import tokenizer_of
+        from surgery.runs.texts import tokenizer_of
 
         self.folder.write(folder / "labels.json", self.labels)
         if self.kind == "texts":
@@ -103,9 +103,12 @@ class Trained:
         return found
 
     def keep(self, path: Path, plain: dict[str, Any]) -> None:
-        """Keep what a command found in the run folder, and write the report anew."""
+        """Keep what a command found in the run folder, and write the report anew, where matplotlib is there to draw."""
         self.folder.write(path, plain)
-        write_report(self.folder)
+        try:
+            write_report(self.folder)
+        except RunError as error:
+            note(f"{error.what}: {error.remedy}")
 
     def _feeding(self, model: nn.Module) -> Feeding | None:
         from surgery.runs.feed import feed
@@ -144,12 +147,21 @@ def source_of(spec: RunSpec, labels: tuple[str, ...], of: Kind) -> Source:
     changes = dict(spec.model.set)
     auto = None
     if kind == "timm" and labels:
-        changes = {"num_classes": len(labels)} | changes
+        _check_classes(changes.setdefault("num_classes", len(labels)), labels)
     if kind == "hf" and labels:
         auto = _CLASSIFIERS[of]
         changes |= {"id2label": dict(enumerate(labels)), "label2id": _numbered(labels)}
     checkpoint = Path(spec.model.checkpoint).expanduser() if spec.model.checkpoint else None
     return Source(kind, name, changes, spec.model.pretrained, checkpoint, auto)
+
+
+def _check_classes(asked: Any, labels: tuple[str, ...]) -> None:
+    if asked != len(labels):
+        raise RunError(
+            f"model.set asks for {asked} classes",
+            why=f"the data have {len(labels)}: {', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}",
+            remedy="leave num_classes out: the head gets one output for each class of the data",
+        )
 
 
 def write_report(folder: RunFolder) -> Path:

@@ -149,7 +149,9 @@ class Asked:
         return AnatomyError(
             f"policy {self.policy.name!r} matches nothing in {model}",
             why=f"it asks for {', '.join(asked)}; the model has {', '.join(have)}",
-            remedy="ask for roles that the model has (roles=[...]) or take another policy; "
+            remedy="compare modules with the names in model.named_modules(), or ask by role alone"
+            if self.selection.modules
+            else "ask for roles that the model has (roles=[...]) or take another policy; "
             "print(surgery.read(model)) shows what was found",
         )
 

@@ -41,17 +41,22 @@ class Classes:
         numbers = all(isinstance(value, int) or _is_whole(value) for value in found)
         return cls(tuple(map(str, sorted(found, key=int if numbers else str))), where)
 
-    def numbers(self, values: Iterable[Any]) -> list[int]:
+    def numbers(self, values: Iterable[Any], where: str | None = None) -> list[int]:
         """The class number of each label.
+
+        Args:
+            values: The labels.
+            where: File of these, for errors; None if it is that of the classes.
 
         Raises:
             RunError: If one is missing, or no class of the training data.
         """
         index = {name: number for number, name in enumerate(self.names)}
-        return [self._number(value, row, index) for row, value in enumerate(values, 1)]
+        where = where or self.where
+        return [self._number(value, row, index, where) for row, value in enumerate(values, 1)]
 
-    def _number(self, value: Any, row: int, index: dict[str, int]) -> int:
-        checked = _checked(value, row, self.where)
+    def _number(self, value: Any, row: int, index: dict[str, int], where: str) -> int:
+        checked = _checked(value, row, where)
         if self.numbered:
             if isinstance(checked, int) and 0 <= checked < len(self.names):
                 return checked
@@ -59,7 +64,7 @@ class Classes:
             return index[str(checked)]
         raise RunError(
             f"{value!r} is no class of the training data",
-            where=f"{self.where}, row {row}",
+            where=f"{where}, row {row}",
             why=f"the classes are {', '.join(self.names[:10])}",
             remedy="train on samples of every class",
         )

@@ -13,13 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from surgery.errors import RunError, told_by
 from surgery.runs.samples import Data, Samples
 from surgery.runs.schema import RunSpec
-
-Batch = dict[str, Tensor]
-IGNORED = -100
-"""Label of a token that no loss is taken of, as transformers has it."""
+from surgery.runs.texts import Batch, Tokens, check_causal, check_reader, tokenizer_of
 
 
 class Feed(Dataset[tuple[Any, int | None]]):
@@ -97,7 +93,7 @@ def feed(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
     """Make what a model takes of what was opened.
 
     Raises:
-        RunError: If the model's image size is not known, or texts have no tokenizer.
+        RunError: If the model's image size is not known, texts have no tokenizer, or the model cannot learn them.
         CaptureError: If the model does not tell its inputs.
     """
     if data.kind == "images":
@@ -130,36 +126,6 @@ class Stack:
         return {self.name: torch.stack(images), "labels": torch.tensor(targets)}
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Texts as token batches, padded to their longest.
-
-    Attributes:
-        tokenizer: A transformers tokenizer.
-        max_length: Tokens of a text, at most.
-    """
-
-    tokenizer: Any
-    max_length: int
-
-    def __call__(self, samples: list[tuple[str, int | None]]) -> Batch:
-        """Tokenize a list of samples together."""
-        texts, targets = zip(*samples, strict=True)
-        batch: Batch = dict(
-            self.tokenizer(
-                list(texts),
-                truncation=True,
-                max_length=self.max_length,
-                padding=True,
-                return_tensors="pt",
-            )
-        )
-        if targets[0] is None:
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-            return batch | {"labels": labels}
-        return batch | {"labels": torch.tensor(targets)}
-
-
 def _texts(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
     tokenizer = tokenizer_of(spec)
     config = getattr(model, "config", None)
@@ -168,33 +134,8 @@ def _texts(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
     if config is not None and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     collate = Tokens(tokenizer, spec.data.max_length)
+    check_reader(model, tokenizer, spec.model.name)
+    if not data.labels:
+        check_causal(model, collate([data.train[0]]), spec.model.name)
     train, validation = (Feed(samples, str, spec.seed) for samples in (data.train, data.validation))
     return Feeding(train, validation, collate, tokenizer, shifted=not data.labels)
-
-
-def tokenizer_of(spec: RunSpec) -> Any:
-    """The tokenizer of a run's texts.
-
-    Raises:
-        RunError: If none is named or it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    kind, _, name = spec.model.name.partition(":")
-    place = spec.data.tokenizer or (name if kind == "hf" else None)
-    if place is None:
-        raise RunError(
-            "texts need a tokenizer",
-            where=spec.model.name,
-            why="only hf models bring their own",
-            remedy="name a tokenizer folder in data.tokenizer",
-        )
-    try:
-        return AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # whatever a library raises on a folder without one
-        raise RunError(
-            "the tokenizer cannot be loaded",
-            where=str(place),
-            why=told_by(error),
-            remedy="name a folder with tokenizer.json in data.tokenizer",
-        ) from error

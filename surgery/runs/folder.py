@@ -81,6 +81,16 @@ class RunFolder:
         """TensorBoard's files."""
         return self.path / "tensorboard"
 
+    def delivered(self) -> list[Path]:
+        """What ``surgery fold`` and ``export`` wrote into the folder, by their reports; some may be gone since."""
+        folded, exported = self.read(self.fold) or {}, self.read(self.export) or {}
+        files = [Path(file["path"]) for file in exported.get("files", ())]
+        beside = [path.with_name(f"{path.name}.data") for path in files]
+        adapters = [path.with_suffix(".onnx_adapter") for path in files]
+        told = [Path(text) for text in (folded.get("out"), exported.get("card")) if text]
+        inside = self.path.resolve()
+        return [p for p in (*files, *beside, *adapters, *told) if inside in p.resolve().parents]
+
     def make(self) -> None:
         """Make it.
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from policies import Policy
 from surgery.allocation import allocate
 from surgery.runs import training_file
-from surgery.runs.feed import Batch, Feeding
+from surgery.runs.feed import Feeding
 from surgery.runs.loss import cross_entropy, logits_of
 from surgery.runs.schema import RunSpec
+from surgery.runs.texts import Batch
 
 
 def policy_for(

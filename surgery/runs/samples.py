@@ -80,8 +80,16 @@ def open_data(spec: DataSpec, seed: int) -> Data:
     return table.open_table(spec, seed)
 
 
-def hold_back(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
+def hold_back(
+    samples: Samples, share: float, seed: int, labels: Sequence[str] = ()
+) -> tuple[Samples, Samples]:
     """Split into training and validation: ``share`` of every class, at least one sample of each.
+
+    Args:
+        samples: What there is.
+        share: Of each class.
+        seed: Decides which.
+        labels: Names of the classes, for errors.
 
     Raises:
         RunError: If a class has a single sample, or there are fewer than two samples.
@@ -95,7 +103,7 @@ def hold_back(samples: Samples, share: float, seed: int) -> tuple[Samples, Sampl
         if len(members) < 2:
             raise RunError(
                 "there is too little to hold back for validation",
-                why=f"class {target} has one sample",
+                why=f"class {labels[target] if labels else target} has one sample",
                 remedy="give more samples, or validation data of its own: data.validation",
             )
         count = min(max(1, round(share * len(members))), len(members) - 1)

@@ -30,7 +30,7 @@ def open_dataset(spec: DataSpec, seed: int) -> Data:
     classes = None if spec.label is None else _classes(spec, train)
     first = _samples(train, column, spec, classes)
     if other is None:
-        first, second = hold_back(first, spec.split, seed)
+        first, second = hold_back(first, spec.split, seed, classes.names if classes else ())
     else:
         second = _samples(other, column, spec, classes)
     return Data(kind, first, second, classes.names if classes else ())

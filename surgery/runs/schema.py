@@ -34,7 +34,7 @@ class ModelSpec(Strict):
 
 
 class PolicySpec(Strict):
-    """A policy by name, path or inline, and what is overridden in it.
+    """A policy by name or path, and what is overridden in it.
 
     Further keys are overrides, as in ``surgery.plan``: adapter, budget, alpha, depth, roles, train, and the
     adapter's own options.

@@ -31,18 +31,19 @@ def open_table(spec: DataSpec, seed: int) -> Data:
     path = existing(spec.table, "such file")
     rows = _read(path, spec)
     classes = None if spec.label is None else Classes.of((r[spec.label] for r in rows), str(path))
-    train = _samples(rows, spec, classes)
+    train = _samples(rows, spec, classes, str(path))
     if spec.validation:
         other = _read(existing(spec.validation, "such validation file"), spec)
-        validation = _samples(other, spec, classes)
+        validation = _samples(other, spec, classes, spec.validation)
     else:
-        train, validation = hold_back(train, spec.split, seed)
+        train, validation = hold_back(train, spec.split, seed, classes.names if classes else ())
     return Data("texts", train, validation, classes.names if classes else ())
 
 
-def _samples(rows: list[Row], spec: DataSpec, classes: Classes | None) -> Samples:
+def _samples(rows: list[Row], spec: DataSpec, classes: Classes | None, where: str) -> Samples:
     texts = [str(row[spec.text] or "") for row in rows]
-    numbers = classes.numbers(row[spec.label] for row in rows) if classes and spec.label else ()
+    labels = (row[spec.label] for row in rows) if spec.label else ()
+    numbers = classes.numbers(labels, where) if classes else ()
     return Samples(texts.__getitem__, tuple(numbers), len(texts))
 
 
@@ -61,7 +62,8 @@ def _read(path: Path, spec: DataSpec) -> list[Row]:
     wanted = {"data.text": spec.text} | ({"data.label": spec.label} if spec.label else {})
     for key, name in wanted.items():
         check_column(name, tuple(rows[0]), str(path), key)
-    return [_complete(row, wanted.values(), number, path) for number, row in enumerate(rows, 1)]
+    rows = [_complete(row, wanted.values(), number, path) for number, row in enumerate(rows, 1)]
+    return [_without_blanks(row, spec.label) for row in rows] if spec.label else rows
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -94,7 +96,16 @@ def _complete(row: Row, wanted: Any, number: int, path: Path) -> Row:
     missing = next((name for name in wanted if row.get(name) is None), None)
     if missing is not None:
         raise _broken(path, number, f"it has no {missing!r}", "row")
+    if None in row:  # where csv puts the cells beyond the header's
+        why = 'it has more cells than the header: a text with a delimiter goes into "quotes"'
+        raise _broken(path, number, why, "row")
     return row
+
+
+def _without_blanks(row: Row, label: str) -> Row:
+    """``pos `` is ``pos``."""
+    value = row[label]
+    return row | {label: value.strip()} if isinstance(value, str) else row
 
 
 def _broken(path: Path, number: int, why: str, unit: str = "line") -> RunError:

@@ -68,8 +68,8 @@ class Run:
         _check_installed(self.spec)
         folder = RunFolder(Path(self.spec.output.folder).expanduser())
         start = _starting_point(folder, self.spec) if resume else None
-        folder.make()
         feeding = feed(self.data, self.model, self.spec)
+        folder.make()
         arguments = training_arguments(self.spec, folder, language=feeding.shifted)
         policy = self._policy(feeding, arguments.device, folder if start else None)
         apply(self.model, policy, seed=self.spec.seed)

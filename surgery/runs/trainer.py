@@ -28,9 +28,10 @@ from surgery import checkpoint
 from surgery.errors import RunError, StateError, SurgeryError, told_at_length
 from surgery.groups import parameter_groups
 from surgery.runs import checkpoints
-from surgery.runs.feed import Batch, Feed, Feeding
+from surgery.runs.feed import Feed, Feeding
 from surgery.runs.loss import cross_entropy, logits_of
 from surgery.runs.schema import RunSpec
+from surgery.runs.texts import Batch
 
 ADAPTER = "adapter.safetensors"
 

@@ -92,7 +92,7 @@ def _misfit(document: Document, error: ValidationError) -> RunError:
     remedies = dict.fromkeys(r for finding in findings if (r := _remedy(finding)))
     return RunError(
         "a training file does not fit the schema",
-        where=places[0],
+        where=places[0] if len(findings) == 1 else document.where,
         why="; ".join(reasons),
         remedy="; ".join(remedies) or "surgery train --schema prints every key and its type",
     )

@@ -48,6 +48,15 @@ def test_the_card_says_of_each_file_what_it_is(exported):
         assert part in text
 
 
+def test_a_model_that_was_trained_without_adapters_has_a_card(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=7)
+    surgery.apply(model, "head-only").eval()
+    report = exporters.to_onnx(model, tmp_path / "cats.onnx", portable=False)
+    text = report.card.read_text()
+    assert exporters.facts(report.files[0].path)["fingerprint"]["base"] in text
+    assert "| adapters |" not in text
+
+
 def test_the_cards_example_runs(exported, monkeypatch, capsys):
     monkeypatch.chdir(exported.card.parent)
     (code,) = re.findall(r"```python\n(.*?)```", exported.card.read_text(), re.DOTALL)

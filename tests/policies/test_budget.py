@@ -35,7 +35,24 @@ def test_a_count_is_the_same_for_every_model(text: str | int, count: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "0%", "-3k", "101%", "lots", "3 q", "1e6", "%", "5kk", "٣k"]
+    "text",
+    [
+        "",
+        "0",
+        "0%",
+        "-3k",
+        "101%",
+        "lots",
+        "3 q",
+        "1e6",
+        "%",
+        "5kk",
+        "٣k",
+        "0,3%",
+        "3,0k",
+        "1,00,000",
+        ",300",
+    ],
 )
 def test_what_makes_no_sense_is_refused_with_examples(text: str) -> None:
     with pytest.raises(PolicyError) as caught:

@@ -137,6 +137,8 @@ def test_doctor_says_what_to_do(
     monkeypatch.setattr(machine, "installed", lambda name: versions.get(name, real(name)))
     told = run("doctor", "--json", code=1)
     assert len(told["problems"]) == 1 and words in told["problems"][0]
+    printed = " ".join(run("doctor", code=1).stdout.split())
+    assert f"problem: {told['problems'][0]}" in printed
 
 
 def test_what_libraries_print_stays_off_stdout(run: Run, tmp_path: Path) -> None:

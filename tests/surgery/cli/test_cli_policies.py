@@ -53,6 +53,8 @@ WRONG = {
     "train: [head]\nadapter:\n  kind: simlora\nselect: [{roles: query}]\n": (3, "symlora"),
     "select:\n  - roles: query\nadapter:\n  kind: srlora\n  targt_rank: 9\n": (5, "target_rank"),
     "select:\n  - roles: query\n    adapter: {kind: lora, gama: 2}\n": (3, "gama"),
+    "rank: 16\nselect:\n  - roles: query\n": (1, "adapter: {rank: 16}"),
+    "select:\n  - roles: [q_proj]\n": (2, "attention.query"),
 }
 
 

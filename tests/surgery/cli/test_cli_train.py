@@ -29,8 +29,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from surgery.cli import trained
+from surgery.cli.runs import _make_room
 from surgery.cli.trained import source_of
+from surgery.errors import RunError
 from surgery.runs import checkpoints
+from surgery.runs.folder import RunFolder
 from surgery.runs.schema import RunSpec
 
 from .conftest import Run
@@ -177,6 +181,39 @@ def test_a_training_file_is_planned_with_the_ranks_that_its_data_ask_for(
     assert not (tmp_path / "runs").exists()
 
 
+def test_beginning_anew_takes_away_what_the_run_delivered_and_nothing_else(
+    run: Run, images: Path, tmp_path: Path
+) -> None:
+    there, elsewhere = tmp_path / "runs/colours", tmp_path / "elsewhere.onnx"
+    (there / "folded").mkdir(parents=True)
+    delivered = [there / name for name in ("model.onnx", "model.onnx.data", "model.md")]
+    kept = [there / "notes.txt", elsewhere]
+    for path in (*delivered, *kept, there / "adapter.safetensors"):
+        path.write_text("old")
+    (there / "fold.json").write_text(json.dumps({"out": str(there / "folded")}))
+    files = [{"path": str(path)} for path in (there / "model.onnx", elsewhere)]
+    told = {"files": files, "card": str(there / "model.md")}
+    (there / "export.json").write_text(json.dumps(told))
+    _make_room(RunFolder(there), images, overwrite=True)
+    assert not any(path.exists() for path in (*delivered, there / "folded"))
+    assert all(path.exists() for path in kept)
+
+
+def test_a_report_that_cannot_be_drawn_does_not_fail_what_is_done(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("train", "c.yaml")
+    assert "report.html" in run("report", "c.yaml").stdout
+
+    def undrawn(folder: RunFolder) -> Path:
+        raise RunError("the report needs matplotlib", remedy="pip install matplotlib")
+
+    monkeypatch.setattr(trained, "write_report", undrawn)
+    result = run("fold", "c.yaml")
+    assert (tmp_path / "runs/colours/folded/model.safetensors").exists()
+    assert "the report needs matplotlib: pip install matplotlib" in result.stderr
+
+
 def test_a_run_is_not_trained_over(run: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "runs/colours/checkpoints").mkdir(parents=True)
     assert "--resume goes on with it, --overwrite" in run("train", "c.yaml", code=1).stderr
@@ -192,6 +229,11 @@ FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"model": {**IMAGES["model"], "checkpoint": "x.pth"}},
         "x.pth",
         "check the path",
+    ),
+    "classes": (
+        {"model": {**IMAGES["model"], "set": {**SIZES, "num_classes": 7}}},
+        "the data have 2: blue, red",
+        "leave num_classes out",
     ),
     "options": ({"optimizer": {"options": {"colour": 1}}}, "does not take these", "leave out"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,26 @@ def test_a_table_is_read(tmp_path: Path, suffix: str) -> None:
     assert text.startswith("text ") and target == int(text.split()[1]) % 2
 
 
+def test_what_tools_leave_in_a_folder_is_no_class_and_a_test_set_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    for part, each in {"Train": 4, "VAL": 2, "test": 3}.items():
+        images(tmp_path / part, each)
+    images(tmp_path / "Train" / ".ipynb_checkpoints", 1)
+    (tmp_path / "__MACOSX").mkdir()
+    data = opened(images=str(tmp_path))
+    assert data.labels == ("blue", "green", "red")
+    assert (len(data.train), len(data.validation)) == (12, 6)
+    shutil.rmtree(tmp_path / "VAL")
+    data = opened(images=str(tmp_path), split=0.25)
+    assert (len(data.train), len(data.validation)) == (9, 3)
+
+
+def test_blanks_around_a_label_make_no_class(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": label} for label in ("pos", "pos ", " neg", "neg")]
+    assert opened(table=table(tmp_path / "t.csv", rows), split=0.5).labels == ("neg", "pos")
+
+
 def test_numbered_classes_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": i % 11} for i in range(33)]
     assert opened(table=table(tmp_path / "t.csv", rows)).labels == tuple(map(str, range(11)))
@@ -114,7 +135,12 @@ def test_a_saved_dataset_is_opened(tmp_path: Path) -> None:
     parts.save_to_disk(str(tmp_path / "d"))
     data = opened(dataset=str(tmp_path / "d"))
     assert data.labels == ("cat", "dog") and data.train[3] == ("text 3", 1)
-    assert (len(data.train), len(data.validation)) == (20, 6)
+    assert (len(data.train), len(data.validation)) == (
+        18,
+        2,
+    )  # a test set chooses nothing by itself
+    asked = opened(dataset=str(tmp_path / "d"), validation="test")
+    assert (len(asked.train), len(asked.validation)) == (20, 6)
     with pytest.raises(RunError, match=r"no split 'val'(.|\n)*train, test"):
         opened(dataset=str(tmp_path / "d"), validation="val")
 
@@ -141,6 +167,12 @@ def broken_image(path: Path) -> dict[str, Any]:
     return {"images": str(path / "i")}
 
 
+def outer(path: Path) -> dict[str, Any]:
+    images(path / "outer" / "flowers", 1)
+    (path / "outer" / ".ipynb_checkpoints").mkdir()
+    return {"images": str(path / "outer")}
+
+
 Make = Callable[[Path], dict[str, Any]]
 MISTAKES: dict[str, tuple[Make, str]] = {
     "no folder": (lambda p: {"images": str(p / "nothing")}, "there is no such image folder"),
@@ -158,6 +190,22 @@ MISTAKES: dict[str, tuple[Make, str]] = {
     "empty label": (
         lambda p: {"table": table(p / "t.csv", [*ROWS, {"text": "a", "label": ""}])},
         r"a label is missing(.|\n)*row 21",
+    ),
+    "one class of images": (outer, r"of one class(.|\n)*outer/flowers"),
+    "more cells": (
+        lambda p: {"table": table(p / "t.csv", [*ROWS, {"text": "not good, but", "label": "b"}])},
+        r"more cells than the header(.|\n)*quotes|row 21(.|\n)*more cells",
+    ),
+    "class of the validation": (
+        lambda p: {
+            "table": table(p / "t.csv", ROWS),
+            "validation": table(p / "v.csv", [{"text": "a", "label": "odd"}]),
+        },
+        r"'odd' is no class(.|\n)*v.csv, row 1",
+    ),
+    "one sample": (
+        lambda p: {"table": table(p / "t.csv", [*ROWS, {"text": "a", "label": "rare"}])},
+        "class rare has one sample",
     ),
     "one class": (lambda p: {"table": table(p / "t.csv", ROWS[::2])}, "fewer than two classes"),
     "fractions": (
