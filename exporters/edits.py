@@ -1,8 +1,9 @@
-"""Small edits of a captured graph: a node more, unread ones less."""
+"""Small edits of a captured graph: a node more, unread ones less, a name for a constant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -35,3 +36,21 @@ def insert_before(node: fx.Node, target: Callable[..., Any], *args: Any, **kwarg
     with next(value.fake_mode for value in known if isinstance(value, FakeTensor)):
         made.meta["val"] = target(*values, **named)
     return made
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """``name``, or one like it, that is none of those taken, lies inside none and holds none.
+
+    Names are paths. A model with a module ``attention`` has an ``attention.weight`` of its own, and one
+    with a parameter ``rotary`` has no place for ``rotary.cos``.
+    """
+    spellings = (f"{name.replace('.', '_')}_{number}" for number in count(1))
+    return next(
+        new for new in chain([name], spellings) if not any(_clash(new, old) for old in taken)
+    )
+
+
+def _clash(name: str, other: str) -> bool:
+    """Whether two paths are one, or one leads through the other."""
+    shorter, longer = sorted((f"{name}.", f"{other}."), key=len)
+    return longer.startswith(shorter)

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from exporters.edits import drop_unread
+from exporters.edits import drop_unread, free_name
 from exporters.patterns.base import keeps_values
 from exporters.patterns.scores import Replay
 from surgery.anatomy.graph import op_name, shape_of
@@ -168,11 +168,14 @@ class Rewriter:
         for known, node in self._constants:
             if torch.equal(known, value):
                 return node
-        name = name.lstrip(".")  # the model's own attention has no path before it
-        taken = name in self.program.constants
-        node = self.parameter(f"{name}.{len(self._constants)}" if taken else name, value)
+        node = self.parameter(self._free_name(name.lstrip(".")), value)
         self._constants.append((value, node))
         return node
+
+    def _free_name(self, name: str) -> str:
+        specs = self.program.graph_signature.input_specs
+        targets = (spec.target for spec in specs if spec.target is not None)
+        return free_name(name, {*self.program.state_dict, *self.program.constants, *targets})
 
     def linear(self, name: str, x: fx.Node, weight: Tensor, bias: Tensor | None) -> fx.Node:
         """``x weight^T + bias`` here, its constants named after ``name``."""
