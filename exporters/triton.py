@@ -20,6 +20,8 @@ from exporters.triton_config import LABELS, Batching, Engine, config, values
 
 CONFIG = "config.pbtxt"
 _NAME = re.compile(r"[\w.-]+")
+_LONGEST_NAME = 255
+"""Bytes of a folder's name."""
 _TAKES: dict[Engine, tuple[str, ...]] = {
     "cpu": ("cpu", "portable"),
     "cuda": ("cuda", "portable"),
@@ -73,7 +75,7 @@ def triton_repository(
     chosen = _engine(told, engine, source)
     model = onnx.load(source, load_external_data=False)
     batching = Batching(max_batch, tuple(preferred), delay_us)
-    _check_numbers(batching, version, instances)
+    _check_numbers(batching, version, instances, threads)
     title = _title(name or source.stem)
     inputs, outputs = values(model.graph)
     fields = config(
@@ -138,7 +140,7 @@ def _engine(told: dict[str, Any], engine: Engine | None, source: Path) -> Engine
     target = str(told.get("target", "portable"))
     if engine is None:
         return next((known for known in _TAKES if known == target), "cpu")
-    if engine not in _TAKES:
+    if engine not in tuple(_TAKES):
         raise ExportError(
             f"unknown engine {engine!r}", remedy=f"choose one of {', '.join(map(repr, _TAKES))}"
         )
@@ -155,28 +157,38 @@ def _profiles(told: dict[str, Any]) -> dict[str, str]:
     return {key: value for key, value in options.items() if key.startswith("trt_profile_")}
 
 
-def _check_numbers(batching: Batching, version: int, instances: int) -> None:
-    wrong = {
-        "version": version < 1,
-        "max_batch": batching.limit < 1,
-        "delay_us": batching.delay_us < 0,
-        "instances": instances < 1,
-        "preferred": any(not 1 <= size <= batching.limit for size in batching.preferred),
+def _check_numbers(batching: Batching, version: int, instances: int, threads: int | None) -> None:
+    told = {
+        "version": _counts(version),
+        "max_batch": _counts(batching.limit),
+        "delay_us": _counts(batching.delay_us, 0),
+        "instances": _counts(instances),
+        "threads": threads is None or _counts(threads),
+        "preferred": all(map(_counts, batching.preferred)),
     }
-    if any(wrong.values()):
+    wrong = [name for name, right in told.items() if not right]
+    if not wrong and max(batching.preferred, default=1) > batching.limit:
+        wrong = ["preferred"]
+    if wrong:
         raise ExportError(
             "the Triton settings make no sense",
-            where=next(key for key, is_wrong in wrong.items() if is_wrong),
-            remedy="counts start at 1, and preferred batches are at most max_batch",
+            where=wrong[0],
+            why="counts are whole numbers from 1 on, a delay from 0 on, and preferred batches at most max_batch",
+            remedy="pass max_batch=16, preferred=(4, 8), delay_us=500, instances=1, threads=2, for example",
         )
 
 
+def _counts(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _title(name: str) -> str:
-    if _NAME.fullmatch(name) and name.strip("."):
+    fits = isinstance(name, str) and _NAME.fullmatch(name) and name.strip(".")
+    if fits and len(name.encode()) <= _LONGEST_NAME:
         return name
     raise ExportError(
-        f"{name!r} cannot be the name of a Triton model",
-        remedy="use letters, digits, '.', '_' and '-': name='cats'",
+        f"{str(name)[:40]!r} cannot be the name of a Triton model",
+        remedy=f"use letters, digits, '.', '_' and '-', {_LONGEST_NAME} at most: name='cats'",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import onnx
@@ -42,7 +42,13 @@ class Batching:
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output; None is a dynamic dimension."""
+    """An input or output.
+
+    Attributes:
+        name, type: In Triton's words.
+        shape: None is a dynamic dimension.
+        batched: Whether the first dimension is the batch, of which Triton keeps count by itself.
+    """
 
     name: str
     type: str
@@ -86,6 +92,8 @@ def config(
     """
     batched = all(value.batched for value in (*inputs, *outputs))
     limit = batching.limit if batched else 0
+    # Triton takes the batch off all dimensions or off none.
+    inputs, outputs = ([replace(v, batched=batched) for v in side] for side in (inputs, outputs))
     return {
         "name": name,
         "backend": "onnxruntime",

@@ -57,6 +57,14 @@ class Tokens(nn.Module):
         return self.head((self.table(input_ids) * kept).sum(1) / kept.sum(1))
 
 
+class WithMean(nn.Linear):
+    """Its second output has no batch."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = super().forward(x)
+        return y, y.mean()
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     """Unverified exports; the tests only read them."""
@@ -67,6 +75,7 @@ def files(tmp_path_factory) -> Path:
     portable = {"target": "portable", "verify": False}
     small, given_ = nn.Sequential(nn.Linear(4, 4)).eval(), {"example_inputs": torch.randn(2, 4)}
     exporters.to_onnx(small, folder / "still.onnx", dynamic=False, **portable, **given_)
+    exporters.to_onnx(WithMean(4, 3).eval(), folder / "mean.onnx", **portable, **given_)
     surgery.apply(small, {"name": "a", "select": [{"modules": "0"}]}, rank=2, **given_)
     exporters.to_onnx(small.eval(), folder / "base.onnx", adapters="runtime", **portable, **given_)
     tokens = {"input_ids": torch.ones(2, 5).long(), "attention_mask": torch.ones(2, 5).long()}
@@ -137,6 +146,14 @@ def test_a_fixed_batch_is_not_batched(files, tmp_path):
     assert list(config.input[0].dims) == [d.dim_value for d in shape]
 
 
+def test_where_one_output_has_no_batch_every_dimension_is_told(files, tmp_path):
+    config = parsed(exporters.triton_repository(files / "mean.onnx", tmp_path))
+    assert config.max_batch_size == 0
+    assert [list(v.dims) for v in (*config.input, *config.output)] == [[-1, 4], [-1, 3], [1]]
+    (warm,) = config.model_warmup
+    assert warm.batch_size == 0 and list(warm.inputs["x"].dims) == [8, 4]
+
+
 def test_weights_beside_the_file_travel_with_it(files, tmp_path):
     model = onnx.load(files / "cats.onnx")
     onnx.save(
@@ -175,7 +192,17 @@ def test_further_versions_share_the_configuration(files, tmp_path):
         ("nothing.onnx", {}, "cannot be served"),
         ("cats.onnx", {"name": "../m"}, "cannot be the name"),
         ("cats.onnx", {"name": ".."}, "cannot be the name"),
+        ("cats.onnx", {"name": "é" * 150}, "cannot be the name"),
+        ("cats.onnx", {"engine": ["cpu"]}, "unknown engine"),
         ("cats.onnx", {"version": 0}, "make no sense"),
+        ("cats.onnx", {"version": "1"}, "make no sense"),
+        ("cats.onnx", {"version": 2.5}, "make no sense"),
+        ("cats.onnx", {"max_batch": 1.5}, "make no sense"),
+        ("cats.onnx", {"max_batch": True}, "make no sense"),
+        ("cats.onnx", {"delay_us": -5}, "make no sense"),
+        ("cats.onnx", {"threads": -5}, "make no sense"),
+        ("cats.onnx", {"threads": "a"}, "make no sense"),
+        ("cats.onnx", {"preferred": ("4",)}, "make no sense"),
         ("cats.onnx", {"max_batch": 4, "preferred": (8,)}, "make no sense"),
     ],
 )
