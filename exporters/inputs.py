@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporters.axes import Axes, check_axes, usual_axes
+from exporters.axes import BATCH, Axes, check_axes, usual_axes
 from exporters.errors import ExportError
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 
+MASK = "mask"
 _SPELLED = 16
 
 Choice = Callable[[str, Tensor], bool]
@@ -63,7 +64,8 @@ class Inputs:
         """Fresh inputs of the same kind at other sizes.
 
         Every value is drawn from the values of the same input here, so that ids stay in the
-        vocabulary and pixels in their range; attention masks become ragged.
+        vocabulary and pixels in their range. Padding masks become ragged, in the sense that they have
+        here; any other mask keeps its values, for one that is drawn may hide all there is.
 
         Args:
             sizes: New size of each axis that changes.
@@ -79,11 +81,21 @@ class Inputs:
                 shape[dim] = sizes.get(axis, shape[dim])
             if keep(name, value):
                 made[name] = _repeat(value, shape)
-            elif is_mask(name, value):
+            elif self._pads(name):
                 made[name] = _ragged(shape, value)
+            elif MASK in name:
+                made[name] = _repeat(value, shape)
             else:
                 made[name] = _draw(value, shape, generator)
         return replace(self, tensors=made)
+
+    def _pads(self, name: str) -> bool:
+        """Whether this is a padding mask, (batch, sequence), and not one of positions by positions."""
+        value, axis = self.tensors[name], self.axes.get(name, {}).get(0)
+        if not is_mask(name, value) or axis is not None:
+            return is_mask(name, value) and str(axis).endswith(BATCH)
+        data = next(iter(self.tensors.values()))
+        return value.shape[:1] == data.shape[:1] != value.shape[1:]
 
     def settled(self) -> Iterator[Inputs]:
         """These inputs with whole numbers of fixed shape as constants, as few as may do first.
@@ -161,8 +173,8 @@ def identifier(name: str) -> str:
 
 
 def is_mask(name: str, value: Tensor) -> bool:
-    """Whether this is a padding mask: (batch, sequence), 1 where there is a token."""
-    return "mask" in name and value.ndim == 2 and not value.is_floating_point()
+    """Whether this may be a padding mask: by its name, with two dimensions, of whole numbers."""
+    return MASK in name and value.ndim == 2 and not value.is_floating_point()
 
 
 def _bind(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
@@ -221,4 +233,17 @@ def _ragged(shape: list[int], value: Tensor) -> Tensor:
     batch, length = shape
     lengths = torch.tensor([max(1, length - row * length // 3) for row in range(batch)])
     mask = torch.arange(length)[None, :] < lengths[:, None]
-    return mask.to(value.device, value.dtype)
+    return (mask == _token(value)).to(value.device, value.dtype)
+
+
+def _token(value: Tensor) -> bool:
+    """What a padding mask holds where there is a token: transformers' 1, torch's False.
+
+    Whole numbers are 1 where there is a token, if any is; of booleans it is what fills whole rows, none of
+    which is all padding, or what there is more of.
+    """
+    kept = value.bool()
+    if value.dtype is not torch.bool:
+        return bool(kept.any())
+    rows = kept[(kept == kept[:, :1]).all(1)]
+    return bool((rows if len(rows) else kept).float().mean() >= 0.5)

@@ -113,7 +113,7 @@ class Truth:
         except Exception as error:  # whatever the model raises for inputs it cannot take
             raise ExportError(
                 f"{type(model).__name__} does not take the samples",
-                where=", ".join(f"{n} {tuple(t.shape)}" for n, t in samples.tensors.items()),
+                where=_shapes(samples),
                 why=told_by(error),
                 remedy="pass samples= of the same kind as the example inputs",
             ) from error
@@ -138,9 +138,14 @@ class Truth:
         """See :class:`Reference`."""
         rows = compare(call, self, tolerance)
         failed = any(not row.passed for row in rows)
-        return Found(
-            rows, top1_agreement(call, self), _DRAWS if failed and not self.steady else None
-        )
+        return Found(rows, top1_agreement(call, self), self._fault() if failed else None)
+
+    def _fault(self) -> str | None:
+        """What the model itself does that no file can be measured by."""
+        for inputs, outputs in self.cases:
+            if any(np.isnan(output).any() for output in outputs):
+                return f"the model itself gives NaN for {_shapes(inputs)}"
+        return None if self.steady else _DRAWS
 
 
 _KEEP: tuple[Choice, ...] = (
@@ -216,6 +221,10 @@ def relative_error(expected: Array, found: Array) -> float:
     largest = float(np.abs(expected).max(initial=0))
     difference = float(np.abs(expected - found).max(initial=0))
     return difference / largest if largest else difference
+
+
+def _shapes(inputs: Inputs) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.tensors.items())
 
 
 def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import exporters
 from exporters.capture import capture
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, collect
@@ -68,6 +69,47 @@ def test_masks_are_ragged_and_never_empty(batch, length):
     assert (mask.diff(dim=1) <= 0).all()
 
 
+@pytest.mark.parametrize(
+    ("mask", "token"),
+    [
+        (torch.tensor([[1, 1, 0], [1, 0, 0]]), True),  # whole numbers: 1 is a token
+        (torch.zeros(2, 3, dtype=torch.int64), False),
+        (torch.tensor([[True, True, True], [True, False, False]]), True),
+        (torch.tensor([[False, False, False], [False, True, True]]), False),
+        (torch.tensor([[False, False, True], [False, True, True]]), True),
+        (torch.tensor([[False, False, True], [False, False, True]]), False),
+    ],
+)
+def test_a_padding_mask_keeps_the_sense_of_the_example(mask, token):
+    made = collect(Text(), (IDS, mask)).resized({"batch": 3, "sequence": 6})
+    found = made.tensors["attention_mask"]
+    assert found.dtype is mask.dtype
+    assert (found.bool() == token).sum(1).tolist() == [6, 4, 2]
+
+
+AXES = {"x": {0: "batch", 1: "sequence"}, "attn_mask": {0: "sequence", 1: "sequence"}}
+
+
+@pytest.mark.parametrize("axes", [AXES, False])
+@pytest.mark.parametrize(
+    "mask", [torch.ones(3, 3).triu(1).bool(), torch.full((3, 3), -torch.inf).triu(1)]
+)
+def test_a_mask_of_positions_is_kept_as_it_is(axes, mask):
+    class Masked(nn.Module):
+        def forward(self, x, attn_mask): ...
+
+    inputs = collect(Masked(), (torch.randn(2, 3, 4), mask), axes)
+    assert torch.equal(inputs.resized({}).tensors["attn_mask"], mask)
+    longer = inputs.resized({"sequence": 5}).tensors["attn_mask"]
+    assert torch.equal(longer[:3, :3], mask)
+    assert longer.shape == ((3, 3) if axes is False else (5, 5))
+
+
+def test_without_axes_a_padding_mask_has_as_many_rows_as_the_data():
+    inputs = collect(Text(), (IDS, torch.ones_like(IDS)), dynamic=False)
+    assert inputs.resized({}).tensors["attention_mask"].sum(1).tolist() == [3, 2]
+
+
 def test_the_same_seed_draws_the_same():
     inputs = Inputs({"x": torch.randn(2, 4)}, {}, {"x": {0: "batch"}})
     first, second, other = (inputs.resized({"batch": 3}, seed) for seed in (1, 1, 2))
@@ -115,3 +157,17 @@ def test_outputs_are_named_by_their_place():
     x = torch.randn(2, 3)
     names = [capture(m.eval(), collect(m, x)).outputs for m in (Nested(), Several(), One())]
     assert names == [("logits", "states.0", "states.1"), ("output_0", "output_1"), ("output",)]
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_torchs_own_padding_mask_goes_all_the_way(dynamic, tmp_path):
+    class Encoder(nn.TransformerEncoderLayer):
+        def forward(self, x, padding_mask):
+            return super().forward(x, src_key_padding_mask=padding_mask)
+
+    model = Encoder(16, 2, 16, batch_first=True, norm_first=True).eval()
+    hidden = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    report = exporters.to_onnx(
+        model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 5, 16), hidden), dynamic=dynamic
+    )
+    assert (report.fused, report.passed) == (1, True)

@@ -103,6 +103,17 @@ def test_a_model_that_draws_random_numbers_is_told_so() -> None:
     assert reference.measure(Apart(reference, 0, 0), 1e-5).remark is None
 
 
+def test_a_model_that_gives_nan_itself_is_told_so() -> None:
+    class Undefined(Difference):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, z = super().forward(x)
+            return y, z / torch.zeros(3) * 0
+
+    reference = truth(Undefined().eval())
+    found = reference.measure(Apart(reference, 0, 0), 1e-5)
+    assert found.remark == "the model itself gives NaN for x (1, 64)"
+
+
 def test_a_report_says_what_fp32_leaves_open(tmp_path: Path) -> None:
     class Rounded(nn.Module):
         """In steps of 6e-5: a last bit of the linear, which no two libraries agree on, decides for one."""
