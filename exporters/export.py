@@ -24,7 +24,7 @@ from exporters.metadata import describe, qualified_name, versions
 from exporters.parity import Reference, Truth
 from exporters.plain import plain_model
 from exporters.precision import TOLERANCES, Precision
-from exporters.preflight import check_destinations
+from exporters.preflight import check_destinations, onnx_path
 from exporters.profiles import Profile, complete
 from exporters.recipe import PORTABLE, PROVIDERS, Target, check_target, recipe_for
 from exporters.report import ExportReport, FileReport
@@ -73,7 +73,7 @@ def to_onnx(
 
     Args:
         model: A model in eval mode.
-        path: The ONNX file to write.
+        path: The ONNX file to write; its name ends in ``.onnx``.
         target: What the file is fused for. Where a CUDA or TensorRT file cannot be run, it is verified
             on the CPU, and the report says so.
         precision: Of the files; inputs and outputs are fp32 all the same. ``int8`` quantises the
@@ -116,7 +116,7 @@ def to_onnx(
     _check_choice("adapters", adapters, ("fold", "runtime"))
     _check_choice("cache", cache, (False, True, "right"))
     require_runtime()
-    names = _names(Path(path).absolute(), target, portable)
+    names = _names(onnx_path(path), target, portable)
     separate = _adapter_file(names[target], adapters, precision)
     about = names[target].with_suffix(card.SUFFIX)
     if cache:

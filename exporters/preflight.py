@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,24 @@ import torch
 from torch import nn
 
 from exporters.errors import ExportError
+
+ONNX = ".onnx"
+
+
+def onnx_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a file to write. Its suffix sets it apart from what lies beside it: card, adapter, report.
+
+    Raises:
+        ExportError: If it is no path, or names another kind of file.
+    """
+    if isinstance(path, str | os.PathLike) and Path(path).suffix == ONNX:
+        return Path(path).absolute()
+    raise ExportError(
+        "this is no path of an ONNX file",
+        where=str(path),
+        why=f"its name must end in {ONNX}: a model card, model.md, and other files are written beside it",
+        remedy=f"pass 'model{ONNX}', or any other name that ends so",
+    )
 
 
 def check_destinations(files: list[Path], overwrite: bool) -> None:

@@ -40,6 +40,16 @@ def test_a_folder_in_the_place_of_a_parent(build, tmp_path):
     refused(tmp_path, build("vit"), path=tmp_path / "file" / "model.onnx")
 
 
+@pytest.mark.parametrize(
+    "path", ["model.md", "model.json", "model.onnx_adapter", "model", ".onnx", "", "/", None, 5]
+)
+@pytest.mark.parametrize("adapters", ["fold", "runtime"])
+def test_a_path_that_names_no_onnx_file(path, adapters, build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = refused(tmp_path, build("vit"), path=path, adapters=adapters)
+    assert ".onnx" in str(error.remedy)
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.portable.onnx"])
 def test_an_existing_file_is_kept(name, build, tmp_path):
     (tmp_path / name).write_text("precious")
