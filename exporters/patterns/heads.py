@@ -91,7 +91,11 @@ def one_input(heads: Sequence[Heads], query: Sequence[int]) -> fx.Node | Refusal
     return Refusal(f"the input has shape {shape_of(x)}, not (batch, length, features)")
 
 
-def linear_parts(node: fx.Node) -> tuple[object, object, object, bool] | None:
+Parts = tuple[object, object, object, bool]
+"""Input, weight and bias of a linear, and whether the weight is (in, out)."""
+
+
+def linear_parts(node: fx.Node) -> Parts | None:
     """Input, weight, bias, and whether the weight is (in, out); None for any other node."""
     name, args = op_name(node), node.args
     if name == "linear":
@@ -101,6 +105,22 @@ def linear_parts(node: fx.Node) -> tuple[object, object, object, bool] | None:
     if name in {"matmul", "mm"}:
         return args[0], args[1], None, True
     return None
+
+
+def weights_of(parts: Parts, constants: Constants) -> tuple[Tensor, Tensor | None] | Refusal:
+    """The (out, in) weight and the (out,) bias of a linear, if they are constants of these shapes."""
+    _, weight, bias, in_out = parts
+    try:
+        matrix = constants(weight)  # type: ignore[arg-type]
+        vector = constants(bias) if isinstance(bias, fx.Node) else None
+    except NotConstantError as error:
+        return Refusal(f"{error}, which is no constant")
+    if matrix.ndim != 2:
+        return Refusal(f"a weight of shape {tuple(matrix.shape)}")
+    matrix = matrix.T if in_out else matrix
+    if vector is not None and vector.shape != matrix.shape[:1]:
+        return Refusal(f"a bias of shape {tuple(vector.shape)} for {len(matrix)} outputs")
+    return matrix, vector
 
 
 def _channels(
@@ -124,25 +144,23 @@ def _channels(
 
 def _heads(
     linear: fx.Node,
-    parts: tuple[object, object, object, bool],
+    parts: Parts,
     channels: Tensor,
     factor: float,
     graph: Graph,
     region: set[fx.Node],
     role: str,
 ) -> Heads | Refusal:
-    x, weight, bias, in_out = parts
+    x, weight, bias, _ = parts
     assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
     if weight in graph.data or bias in graph.data:
         return Refusal(f"{role} is not projected: {op_name(linear)} multiplies two activations")
-    constants = Constants(graph)
-    try:
-        matrix = constants(weight)
-        vector = constants(bias) if isinstance(bias, fx.Node) else None
-    except NotConstantError as error:
-        return Refusal(f"{role} is projected by {error}, which is no constant")
+    found = weights_of(parts, Constants(graph))
+    if isinstance(found, Refusal):
+        return Refusal(f"{role} is projected by {found.why}")
+    matrix, vector = found
     rows = channels.flatten()
-    matrix = (matrix.T if in_out else matrix)[rows].float() * factor
+    matrix = matrix[rows].float() * factor
     offset = torch.zeros(len(rows)) if vector is None else vector[rows].float() * factor
     return Heads(linear, x, matrix, offset, len(channels), frozenset(region))
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from exporters.evaluate import Constants, NotConstantError
 from exporters.patterns.base import Refusal, keeps_values
-from exporters.patterns.heads import linear_parts
+from exporters.patterns.heads import linear_parts, weights_of
 from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
@@ -49,20 +49,21 @@ class LayerScalePattern:
         if linear is None:
             return Refusal("no linear of its own behind the product")
         (gamma,) = (side for side in sides if side is not scaled[0])
-        x, weight, bias, in_out = linear
         constants = Constants(graph)
         try:
-            factors, matrix = constants(gamma), constants(weight)
-            vector = None if bias is None else constants(bias)
+            factors = constants(gamma)
         except NotConstantError as error:
             return Refusal(f"{error} is no constant")
-        matrix = matrix.T if in_out else matrix
-        if factors.numel() != len(matrix) or factors.shape[-1] != len(matrix):
+        found = weights_of(linear, constants)
+        if isinstance(found, Refusal):
+            return Refusal(f"the linear has {found.why}")
+        weight, bias = found
+        one_each = factors.numel() == factors.shape[-1:].numel() == len(weight)
+        if not one_each or shape_of(node) != shape_of(scaled[0]):
             return Refusal(f"the factors have shape {tuple(factors.shape)}")
         factors = factors.flatten()
-        return LayerScaleMatch(
-            x, node, matrix * factors[:, None], None if vector is None else vector * factors
-        )
+        scaled_bias = None if bias is None else bias * factors
+        return LayerScaleMatch(linear[0], node, weight * factors[:, None], scaled_bias)
 
 
 def _linear_behind(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None, bool] | None:

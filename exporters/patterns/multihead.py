@@ -131,8 +131,14 @@ def _ill_shaped(scores: Scores, mask: MaskReading) -> Refusal | None:
     key = (*key[:-2], key[-1], key[-2]) if scores.key_transposed else key
     if query[-1] != key[-1] or key[-2] != value[-2]:
         return Refusal(f"query {query}, key {key} and value {value} do not fit one operator")
-    if (scores.causal or mask.causal) and query[-2] != key[-2]:
-        return Refusal(f"a causal mask over {query[-2]} queries and {key[-2]} keys")
+    if (scores.causal or mask.causal) and not _as_long(scores):
+        return Refusal(f"a causal mask over {query[-2]} queries and {key[-2]} keys: two lengths")
     if len(query) == 3 and isinstance(mask.bias, fx.Node):
         return Refusal("a mask over attention without a dimension for heads")
     return unusable(mask, scores) if len(query) == 4 else None
+
+
+def _as_long(scores: Scores) -> bool:
+    """Whether there are as many queries as keys at any size: two dynamic lengths may be equal by chance."""
+    keys = -1 if scores.key_transposed else -2
+    return str(scores.query.meta["val"].shape[-2]) == str(scores.key.meta["val"].shape[keys])

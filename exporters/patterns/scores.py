@@ -9,7 +9,7 @@ from torch import fx
 
 from exporters.patterns.base import Refusal
 from surgery.anatomy.attention import Core
-from surgery.anatomy.graph import Graph
+from surgery.anatomy.graph import Graph, shape_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,18 @@ def uncapped(scores: Scores) -> Refusal | None:
     if not scores.softcap:
         return None
     return Refusal(f"scores pass through tanh before the softmax: a soft cap of {scores.softcap:g}")
+
+
+def misscaled(scores: Scores) -> Refusal | None:
+    """Factors that no operator takes: 0, or others than one for each head of the query."""
+    if scores.scale == 0:
+        return Refusal("the scores are multiplied with 0, which the operators take for no factor")
+    query = shape_of(scores.query)
+    for shape in map(shape_of, scores.factors):
+        fits = (f in (1, q) for f, q in zip(shape[::-1], query[::-1], strict=False))
+        if len(shape) > len(query) or not all(fits):
+            return Refusal(f"the scores are multiplied with {shape}, and the query is {query}")
+    return None
 
 
 class ScoresPattern(Protocol):

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import fx
 
 from exporters.patterns.base import Refusal
-from exporters.patterns.scores import Scores
+from exporters.patterns.scores import Scores, misscaled
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph, shape_of
 
@@ -26,14 +26,17 @@ class ScaledDotProduct:
         if given.get("dropout_p"):
             return Refusal(f"dropout with p = {given['dropout_p']} is active")
         mask, scale = given.get("attn_mask"), given.get("scale")
-        return Scores(
+        if not isinstance(scale, int | float | None):
+            return Refusal("the factor of the scores is computed")
+        found = Scores(
             core.query,
             core.key,
             core.value,
             key_transposed=False,
-            scale=scale if isinstance(scale, float) else 1 / math.sqrt(shape_of(core.query)[-1]),
+            scale=1 / math.sqrt(shape_of(core.query)[-1]) if scale is None else float(scale),
             mask=mask if isinstance(mask, fx.Node) else None,
             causal=bool(given.get("is_causal")),
             product=core.node,
             result=core.result,
         )
+        return misscaled(found) or found

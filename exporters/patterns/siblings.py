@@ -10,7 +10,9 @@ from operator import getitem
 import torch
 from torch import Tensor, fx
 
-from exporters.evaluate import Constants, NotConstantError
+from exporters.evaluate import Constants
+from exporters.patterns.base import Refusal
+from exporters.patterns.heads import linear_parts, weights_of
 from exporters.rewrite import Rewriter
 from surgery.anatomy.attention import Core
 from surgery.anatomy.flow import Flow
@@ -68,13 +70,13 @@ def find_siblings(core: Core, graph: Graph, flow: Flow) -> Iterator[Siblings]:
 def _join(x: fx.Node, linears: Iterable[fx.Node], constants: Constants) -> Siblings | None:
     weights, biases = [], []
     for node in linears:
-        _, weight, bias = (*node.args, None)[:3]
-        try:
-            weights.append(constants(weight))  # type: ignore[arg-type]
-            zeros = torch.zeros(len(weights[-1]))
-            biases.append(constants(bias) if isinstance(bias, fx.Node) else zeros)
-        except NotConstantError:
+        parts = linear_parts(node)
+        found = Refusal("no linear") if parts is None else weights_of(parts, constants)
+        if isinstance(found, Refusal):
             return None
-    bias = torch.cat(biases)
+        weight, bias = found
+        weights.append(weight)
+        biases.append(weight.new_zeros(len(weight)) if bias is None else bias)
+    vector = torch.cat(biases)
     sizes = tuple(len(weight) for weight in weights)
-    return Siblings(x, tuple(linears), torch.cat(weights), bias if bias.any() else None, sizes)
+    return Siblings(x, tuple(linears), torch.cat(weights), vector if vector.any() else None, sizes)

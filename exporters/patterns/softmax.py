@@ -10,7 +10,7 @@ from torch import fx
 
 from exporters.evaluate import Evaluator, index_tensor
 from exporters.patterns.base import LOWEST, Refusal, is_move, keeps_values, scale_factor
-from exporters.patterns.scores import Replay, Scores
+from exporters.patterns.scores import Replay, Scores, misscaled
 from surgery.anatomy.attention import Core, product_operands
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
@@ -25,6 +25,7 @@ class _Walk:
     """From the softmax back to the product.
 
     Attributes:
+        path: What depends on the product.
         nodes: What lies between, the softmax excluded, from the product on.
         scale: The product of all numbers.
         factors: Constants that hold one number for each head.
@@ -33,6 +34,7 @@ class _Walk:
         softcap: The bound of the scores, if they have one.
     """
 
+    path: frozenset[fx.Node] = frozenset()
     nodes: list[fx.Node] = field(default_factory=list)
     scale: float = 1.0
     factors: list[fx.Node] = field(default_factory=list)
@@ -51,7 +53,7 @@ class SoftmaxBetweenProducts:
         softmax = core.node
         if softmax.args[1] not in (-1, len(shape_of(softmax)) - 1):
             return Refusal(f"the softmax runs over dimension {softmax.args[1]}")
-        walk = _Walk()
+        walk = _Walk(_path(core))
         product = self._back(softmax, walk, graph)
         result = self._forward(softmax)
         for found in (product, result):
@@ -61,7 +63,7 @@ class SoftmaxBetweenProducts:
         (query, key), (_, value) = product_operands(product), product_operands(result)
         mask = walk.masks[0] if walk.masks else None
         replay = Replay(product, tuple(walk.nodes)) if walk.replayed else None
-        return Scores(
+        scores = Scores(
             query,
             key,
             value,
@@ -74,6 +76,7 @@ class SoftmaxBetweenProducts:
             factors=tuple(walk.factors),
             softcap=walk.softcap,
         )
+        return misscaled(scores) or scores
 
     def _back(self, softmax: fx.Node, walk: _Walk, graph: Graph) -> fx.Node | Refusal:
         node = softmax.all_input_nodes[0]
@@ -98,7 +101,8 @@ class SoftmaxBetweenProducts:
     def _step(self, node: fx.Node, walk: _Walk, graph: Graph) -> fx.Node | Refusal:
         """What comes before ``node``, if it is one of the things that may happen to scores."""
         factor, name = scale_factor(node), op_name(node)
-        before = node.all_input_nodes[0]
+        sources = node.all_input_nodes
+        before = next((source for source in sources if source in walk.path), sources[0])
         if factor is not None:
             walk.scale *= factor
         elif (by_head := _factor_by_head(node, graph)) is not None:
@@ -112,7 +116,7 @@ class SoftmaxBetweenProducts:
         elif name == "add" and not node.kwargs and shape_of(before) == shape_of(node):
             # Whatever scales the sum scales the mask too.
             walk.replayed |= bool(walk.masks or walk.factors) or walk.scale != 1.0
-            walk.masks += node.all_input_nodes[1:]
+            walk.masks += [source for source in sources if source is not before]
         elif name == "masked_fill" and isinstance(node.args[2], float) and node.args[2] <= LOWEST:
             walk.replayed = True
         elif not keeps_values(node):
@@ -132,6 +136,17 @@ class SoftmaxBetweenProducts:
                 return Refusal(f"probabilities pass through {op_name(user)} after the softmax")
             node = user
         return Refusal("the attention probabilities are read more than once")
+
+
+def _path(core: Core) -> frozenset[fx.Node]:
+    """The product of query and key, and all that depends on it: a sum may name the mask first."""
+    products = [n for n in core.query.users if {*product_operands(n)} == {core.query, core.key}]
+    seen = set(products)
+    for node in products:
+        new = [user for user in node.users if user not in seen]
+        products += new
+        seen.update(new)
+    return frozenset(seen)
 
 
 def _added(product: fx.Node, walk: _Walk) -> Refusal | None:
@@ -156,8 +171,8 @@ def _factor_by_head(node: fx.Node, graph: Graph) -> fx.Node | None:
 def _stays_in_place(product: fx.Node, walk: _Walk, graph: Graph) -> bool:
     """Whether every score is, before the softmax, where the product put it."""
     start = index_tensor(shape_of(product))
-    others = [node for node in walk.nodes if not is_move(node)]
-    last = walk.nodes[-1] if walk.nodes else product
-    found: torch.Tensor = Evaluator(graph, {product: start}, others)(last)
+    values, found = Evaluator(graph, {product: start}), start
+    for node in walk.nodes:
+        found = values.values[node] = values(node) if is_move(node) else found
     # Batch and heads may be one dimension or two.
     return found.shape[-2:] == start.shape[-2:] and torch.equal(found.flatten(), start.flatten())

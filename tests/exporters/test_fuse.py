@@ -94,3 +94,27 @@ def test_a_mask_made_by_vmap_is_handed_on(tmp_path: Path) -> None:
     given = {"x": torch.randn(2, 5, WIDTH), "lengths": torch.tensor([5, 3])}
     report = exporters.to_onnx(Mapped().eval(), tmp_path / "m.onnx", example_inputs=given)
     assert (report.fused, report.passed) == (1, True)
+
+
+class OneBias(Streams):
+    """A bias of one number for all channels, which is no bias of one product with others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = F.linear(x, self.k.weight, self.k.bias[:1])
+        heads = (
+            part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (self.q(x), key, self.v(x))
+        )
+        return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+
+def test_products_whose_bias_is_no_vector_are_not_joined(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, WIDTH)
+    report = exporters.to_onnx(
+        OneBias().eval(), tmp_path / "m.onnx", example_inputs=x, target="cuda"
+    )
+    assert [site.operator for site in report.sites] == ["MultiHeadAttention"]
+    assert not any("one matrix product" in note for note in report.notes)

@@ -150,9 +150,33 @@ class Leaking(Site):
         return self.join(self.attend(q, k, v)) + k.mean()
 
 
+class Projection(nn.Linear):
+    """Legal in torch, and no (out, in) weight with an (out,) bias."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(6, 18)
+        self.kind, self.row = kind, nn.Parameter(torch.randn(1, 18))
+
+    def forward(self, x):
+        if self.kind == "batched":
+            return x @ self.weight.T[None]
+        if self.kind == "one":
+            return F.linear(x, self.weight, self.bias[:1])
+        return torch.addmm(self.row, x.flatten(0, 1), self.weight.T).unflatten(0, x.shape[:2])
+
+
+class Raw(Site):
+    def __init__(self, kind: str) -> None:
+        super().__init__(2, 3)
+        self.qkv = Projection(kind)
+
+
 @pytest.mark.parametrize(
     ("site", "reason"),
     [
+        (Raw("batched"), "query is projected by a weight of shape (1, 6, 18)"),
+        (Raw("one"), "query is projected by a bias of shape (1,) for 18 outputs"),
+        (Raw("row"), "query is projected by a bias of shape (1, 18) for 18 outputs"),
         (TalkingHeads(before=True), "scores pass through linear before the softmax"),
         (TalkingHeads(before=False), "probabilities pass through"),
         (Swapped(2, 3), "the scores are rearranged"),

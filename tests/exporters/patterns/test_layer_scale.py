@@ -22,6 +22,17 @@ class Scaled(nn.Module):
         return x.sum() + self.gamma * self.dropout(self.linear(x))
 
 
+class OneChannel(Scaled):
+    def __init__(self) -> None:
+        super().__init__(shape=())
+        self.linear = nn.Linear(4, 1)
+
+
+class Batched(Scaled):
+    def forward(self, x):
+        return x @ self.linear.weight.T[None] * self.gamma
+
+
 class ByInput(Scaled):
     def forward(self, x):
         return self.linear(x) * x.sum(-1, keepdim=True)
@@ -50,7 +61,9 @@ def matches(model: nn.Module, x: torch.Tensor, dynamic: bool = False) -> list[La
     return [match for match in found if isinstance(match, LayerScaleMatch)]
 
 
-@pytest.mark.parametrize("model", [Scaled(), Scaled(bias=False), Scaled(shape=(1, 1, 6))])
+@pytest.mark.parametrize(
+    "model", [Scaled(), Scaled(bias=False), Scaled(shape=(1, 1, 6)), OneChannel()]
+)
 def test_the_factors_go_into_the_weight(model):
     x = torch.randn(2, 3, 4)
     (match,) = matches(model, x)
@@ -59,7 +72,16 @@ def test_the_factors_go_into_the_weight(model):
 
 
 @pytest.mark.parametrize(
-    "model", [ByInput(), ReadTwice(), AfterActivation(), Scaled(shape=(3, 6)), Scaled(shape=(1,))]
+    "model",
+    [
+        ByInput(),
+        ReadTwice(),
+        AfterActivation(),
+        Scaled(shape=(3, 6)),
+        Scaled(shape=(1,)),
+        Scaled(shape=(1, 1, 1, 6)),
+        Batched(),
+    ],
 )
 def test_anything_else_is_left(model):
     assert matches(model, torch.randn(2, 3, 4)) == []

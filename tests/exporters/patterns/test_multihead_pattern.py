@@ -105,6 +105,25 @@ class OneHead(Spelled):
         return torch.bmm(scores.softmax(-1), v)[:, None]
 
 
+class BiasFirst(Spelled):
+    """What is added to the product stands before it; the second time it is a product itself."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.bias = nn.Parameter(torch.randn(2, self.heads, 5, 5))
+        self.table = nn.Parameter(torch.randn(self.size, 5))
+
+    def scores(self, q, k):
+        return self.bias + (q @ self.table + q @ k.mT * 0.4)
+
+
+class Whole(Site):
+    """A scale that is a whole number."""
+
+    def attend(self, q, k, v, **_):
+        return F.scaled_dot_product_attention(q, k, v, scale=1)
+
+
 class Split(Site):
     """The attended values fall into parts before anything else."""
 
@@ -143,7 +162,8 @@ def addend(mask: fx.Node | Replay, scores: torch.Tensor, run: Evaluator) -> torc
     start = torch.zeros_like(scores)
     if op_name(mask.product) == "baddbmm":
         start = run(mask.product.args[0]).expand(scores.shape[0], *scores.shape[2:])
-    found = Evaluator(run.graph, {mask.product: start})((mask.product, *mask.nodes)[-1])
+    given = {node: value for node, value in run.values.items() if node.op == "placeholder"}
+    found = Evaluator(run.graph, {**given, mask.product: start})((mask.product, *mask.nodes)[-1])
     return found.reshape(scores.shape)
 
 
@@ -169,6 +189,8 @@ def computed(found: MultiHeadMatch, run: Evaluator) -> torch.Tensor:
         Batched(4, 4),
         Alibi(4, 4),
         OneHead(1, 4),
+        BiasFirst(4, 4),
+        Whole(4, 4),
         Unjoined(4, 4),
         Split(4, 4),
         Spelled(4, 4),
@@ -243,9 +265,33 @@ class CausalCross(Cross):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+class Unscaled(Site):
+    def attend(self, q, k, v, **_):
+        return F.scaled_dot_product_attention(q, k, v, scale=0.0)
+
+
+class Nothing(Spelled):
+    def scores(self, q, k):
+        return (q @ k.mT) * 0.0
+
+
+class FoldedByHead(Spelled):
+    """Heads are part of the batch in the product, and apart where each gets its temperature."""
+
+    def attend(self, q, k, v, **_):
+        batch, length = q.shape[0], q.shape[2]
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        scores = torch.bmm(q, k.mT).view(batch, self.heads, length, length)
+        weights = (scores * torch.ones(self.heads, 1, 1)).softmax(-1).flatten(0, 1)
+        return torch.bmm(weights, v).unflatten(0, (batch, -1))
+
+
 @pytest.mark.parametrize(
     ("site", "reason"),
     [
+        (Unscaled(2, 3), "multiplied with 0"),
+        (Nothing(2, 3), "multiplied with 0"),
+        (FoldedByHead(2, 3), "multiplied with (2, 1, 1), and the query is (4, 5, 3)"),
         (Mixed(2, 3), "scores pass through linear"),
         (Watched(2, 3), "the attention probabilities are read more than once"),
         (Capped(2, 3), "scores pass through tanh"),
@@ -259,3 +305,22 @@ def test_what_the_operator_does_not_compute_is_refused_with_the_reason(site, rea
     found, _, _ = match(site, x, pattern=MultiHeadPattern())
     assert isinstance(found, Refusal)
     assert reason in found.why
+
+
+class TwoInputs(CausalCross):
+    """Queries and keys may be as many, and need not."""
+
+    def split(self, x):
+        return Site.split(self, x)
+
+    def forward(self, x, y):
+        q, _, _ = self.split(x)
+        _, k, v = self.split(y)
+        return self.join(self.attend(q, k, v))
+
+
+def test_two_dynamic_lengths_that_are_equal_by_chance_are_two():
+    x, y = torch.randn(2, 2, 5, 8)
+    axes = {"x": {0: "batch", 1: "sequence"}, "y": {0: "batch", 1: "other"}}
+    found, _, _ = match(TwoInputs(), (x, y), axes, MultiHeadPattern())
+    assert isinstance(found, Refusal) and "two lengths" in found.why
