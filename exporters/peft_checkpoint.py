@@ -30,6 +30,11 @@ _UNSUPPORTED = (
     "target_parameters",
     "alora_invocation_tokens",
     "megatron_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "use_bdlora",
+    "arrow_config",
 )
 _MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 

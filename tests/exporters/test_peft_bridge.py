@@ -177,6 +177,11 @@ def test_an_existing_checkpoint_is_kept(build, tmp_path):
     ("change", "reason"),
     [
         ({"use_dora": True}, "use_dora"),
+        ({"kasa_config": {"beta": 0.1}}, "it uses kasa_config"),
+        ({"monteclora_config": {"num_samples": 2}}, "it uses monteclora_config"),
+        ({"velora_config": {"num_groups": 2}}, "it uses velora_config"),
+        ({"use_bdlora": {"nblocks": 2}}, "it uses use_bdlora"),
+        ({"arrow_config": {"top_k": 2}}, "it uses arrow_config"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"bias": "all"}, "bias=all"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base weights"),
