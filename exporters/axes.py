@@ -48,7 +48,10 @@ def check_axes(tensors: Mapping[str, Tensor], axes: Axes) -> None:
     sizes: dict[str, tuple[str, int]] = {}
     for name, dims in axes.items():
         for dim, axis in dims.items():
-            if name not in tensors or not 0 <= dim < tensors[name].ndim or not axis.isidentifier():
+            if not axis.isidentifier():
+                why = f"{axis!r} is no name: letters, digits and '_' make one"
+                raise _bad_axis(name, why, tensors)
+            if name not in tensors or not 0 <= dim < tensors[name].ndim:
                 raise _bad_axis(name, f"there is no dimension {dim} to be called {axis!r}", tensors)
             size = tensors[name].shape[dim]
             first, expected = sizes.setdefault(axis, (name, size))

@@ -48,13 +48,20 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
 
     Raises:
         CaptureError: If the graph cannot be captured.
-        ExportError: If the model fixes its batch size.
+        ExportError: If the model fixes its batch size, or returns no tensor.
     """
     if inputs.sizes.get(BATCH, 2) != 2:
         inputs = inputs.resized({BATCH: 2}, keep=lambda name, value: True)
     traced = trace(model, inputs)
     program, inputs = traced.program, traced.inputs
     _tidy(program)
+    outputs = _output_names(program)
+    if not outputs:
+        raise ExportError(
+            f"{type(model).__name__} returns no tensor",
+            why="an ONNX graph returns tensors, and nothing else",
+            remedy="let forward return a tensor, or a tuple or mapping that holds some",
+        )
     symbols, fixed = _symbols(program, inputs)
     if BATCH in fixed:
         raise ExportError(
@@ -64,7 +71,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         )
     notes = [
         *inputs.notes,
-        *(f"{name} is a number, no tensor: left out" for name in sorted(traced.numbers)),
+        *(f"{name} is no tensor: left out" for name in sorted(traced.left_out)),
         *(f"{axis} is fixed at {size}: the model allows no other" for axis, size in fixed.items()),
     ]
     axes = {
@@ -74,7 +81,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     return Captured(
         program,
         replace(inputs, axes=axes),
-        _output_names(program),
+        outputs,
         symbols,
         _limits(program, symbols),
         tuple(notes),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -21,18 +21,17 @@ from exporters.inputs import Inputs, collect
 from exporters.learned import SUFFIX, Learned, split
 from exporters.maker import Maker
 from exporters.metadata import describe, qualified_name, versions
+from exporters.options import Adapters, check_options
 from exporters.parity import Reference, Truth
 from exporters.plain import plain_model
-from exporters.precision import TOLERANCES, Precision
+from exporters.precision import Precision
 from exporters.preflight import check_destinations, onnx_path
 from exporters.profiles import Profile, complete
-from exporters.recipe import PORTABLE, PROVIDERS, Target, check_target, recipe_for
+from exporters.recipe import PORTABLE, Target, check_target, recipe_for
 from exporters.report import ExportReport, FileReport
 from exporters.runtime import BASE_KEY, require_runtime
 from exporters.staging import Stage, stage
 from exporters.verify import WithAdapter
-
-Adapters = Literal["fold", "runtime"]
 
 
 def to_onnx(
@@ -111,10 +110,11 @@ def to_onnx(
         CaptureError: If the graph cannot be captured, or inputs cannot be made.
         VerificationError: If a file failed; its ``report`` says how.
     """
-    _check_choice("target", target, PROVIDERS)
-    _check_choice("precision", precision, TOLERANCES)
-    _check_choice("adapters", adapters, ("fold", "runtime"))
-    _check_choice("cache", cache, (False, True, "right"))
+    check_options(
+        target=target, precision=precision, adapters=adapters, cache=cache, dynamic=dynamic,
+        profile=profile, portable=portable, overwrite=overwrite, verify=verify, labels=labels,
+        accuracy=accuracy, metadata=metadata,
+    )  # fmt: skip
     require_runtime()
     names = _names(onnx_path(path), target, portable)
     separate = _adapter_file(names[target], adapters, precision)
@@ -166,7 +166,7 @@ def _reference(model: nn.Module, captured: Captured, samples: Any) -> Reference:
 
 
 def _truth(model: nn.Module, captured: Captured, samples: Any) -> Truth:
-    chosen = None if samples is None else collect(model, samples, dynamic=False)
+    chosen = None if samples is None else collect(model, samples, False, "samples")
     return Truth.of(model, captured, chosen)
 
 
@@ -216,13 +216,6 @@ def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[
             remedy="leave precision='fp32', or export with adapters='fold'",
         )
     return [path.with_suffix(SUFFIX)]
-
-
-def _check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    if value not in choices:
-        raise ExportError(
-            f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(map(repr, choices))}"
-        )
 
 
 def _hand_over(report: ExportReport, aside: Stage) -> None:

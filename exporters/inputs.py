@@ -137,7 +137,12 @@ class Inputs:
         return replace(self, tensors=moved)
 
 
-def collect(model: nn.Module, given: Any = None, dynamic: bool | Axes = True) -> Inputs:
+def collect(
+    model: nn.Module,
+    given: Any = None,
+    dynamic: bool | Axes = True,
+    option: str = "example_inputs",
+) -> Inputs:
     """Name the inputs given by the user, or those that the model's own configuration describes.
 
     Args:
@@ -145,23 +150,24 @@ def collect(model: nn.Module, given: Any = None, dynamic: bool | Axes = True) ->
         given: A tensor, a tuple of positional or a mapping of named inputs, or None.
         dynamic: True makes the batch and the length of token inputs dynamic, False fixes every
             shape, a mapping names exactly the dynamic dimensions.
+        option: What the user calls them.
 
     Raises:
         ExportError: If the inputs do not fit the model's ``forward`` or the axes do not fit them.
         CaptureError: If nothing is given and the model does not tell what it takes.
     """
-    bound = _bind(model, example_inputs(model, given))
+    bound = _bind(model, example_inputs(model, given), option)
     tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
     constants = {name: value for name, value in bound.items() if not isinstance(value, Tensor)}
     nested = [n for n, v in constants.items() if isinstance(v, list | tuple | dict)]
     if nested or not tensors:
         raise ExportError(
-            f"the example inputs of {type(model).__name__} do not fit an ONNX graph",
-            where=", ".join(nested) or "example_inputs",
+            f"the {_words(option)} of {type(model).__name__} do not fit an ONNX graph",
+            where=", ".join(nested) or option,
             why="an ONNX graph takes tensors, one a name",
             remedy="wrap the model in a module whose forward takes plain tensors",
         )
-    _check_values(tensors)
+    _check_values(tensors, option)
     axes, notes = usual_axes(tensors) if dynamic is True else (dict(dynamic or {}), ())
     check_axes(tensors, axes)
     return Inputs(tensors, constants, axes, notes)
@@ -177,32 +183,36 @@ def is_mask(name: str, value: Tensor) -> bool:
     return MASK in name and value.ndim == 2 and not value.is_floating_point()
 
 
-def _bind(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
+def _words(option: str) -> str:
+    return option.replace("_", " ")
+
+
+def _bind(model: nn.Module, inputs: ExampleInputs, option: str) -> dict[str, Any]:
     signature = inspect.signature(model.forward)
     try:
         bound = signature.bind(*inputs.args, **inputs.kwargs).arguments
     except TypeError as error:
         raise ExportError(
-            f"the example inputs do not fit {type(model).__name__}.forward",
+            f"the {_words(option)} do not fit {type(model).__name__}.forward",
             where=str(signature),
             why=str(error),
-            remedy="pass example_inputs= as a tensor, a tuple or a dict that forward accepts",
+            remedy=f"pass {option}= as a tensor, a tuple or a dict that forward accepts",
         ) from error
     open_ended = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
     extra = [bound.pop(name) for name in open_ended if name in bound]
     return {**bound, **(extra[0] if extra else {})}
 
 
-def _check_values(tensors: Mapping[str, Tensor]) -> None:
+def _check_values(tensors: Mapping[str, Tensor], option: str) -> None:
     """Values from which others are drawn: there must be some, and NaN would hide every difference."""
     for name, value in tensors.items():
         empty = 0 in value.shape[:2]  # batch or length; of features there may be none of a kind
-        if empty or bool(value.isnan().any()):
+        if empty or value.is_meta or bool(value.isnan().any()):
             raise ExportError(
-                f"the example input {name} {'holds no value' if empty else 'holds NaN'}",
-                where=f"{name} {tuple(value.shape)}",
+                f"{name} holds {'NaN' if not (empty or value.is_meta) else 'no value'}",
+                where=f"{option}: {name} {tuple(value.shape)}, {value.device}",
                 why="verification runs the model on values like these",
-                remedy="pass example_inputs= such as the model will see",
+                remedy=f"pass {option}= such as the model will see",
             )
 
 

@@ -165,8 +165,8 @@ def _further(extra: Mapping[str, Any], facts: Mapping[str, Any]) -> Mapping[str,
 
 def _json(key: str, value: Any) -> str:
     try:
-        text = json.dumps(value)
-    except TypeError as error:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:  # ValueError: NaN, or a list that holds itself
         raise _unwritable(key, str(error), "strings, numbers, lists and mappings") from error
     if path := next(local_paths(text), None):
         raise _unwritable(key, f"{path} is a local path", "names that mean something elsewhere")

@@ -103,9 +103,9 @@ class Truth:
         """Run the model on every probe, and on the user's samples.
 
         Raises:
-            ExportError: If the model does not take the samples, or runs at no other size.
+            ExportError: If the model does not take its inputs or the samples, or runs at no other size.
         """
-        cases = tuple(_case(model, tries) for tries in probes(captured))
+        cases = tuple(_case(model, tries, captured.inputs) for tries in probes(captured))
         if samples is None:
             return cls(captured.outputs, cases, None, model)
         try:
@@ -173,19 +173,34 @@ def probes(captured: Captured) -> Iterator[list[Inputs]]:
         yield [inputs.resized(sizes, seed, keep) for keep in _KEEP]
 
 
-def _case(model: nn.Module, tries: list[Inputs]) -> Case:
-    """The first inputs that the model takes, with what it makes of them."""
+def _case(model: nn.Module, tries: list[Inputs], given: Inputs) -> Case:
+    """The first inputs that the model takes, with what it makes of them; ``given`` are the example's."""
     for inputs in tries:
         try:
             return inputs, outputs_of(model, inputs)
         except Exception as error:  # whatever the model raises for inputs it cannot take
             last = error
+    _check_taken(model, given)
     raise ExportError(
         f"{type(model).__name__} does not run at other sizes than those of the example inputs",
         where=str(tries[-1].sizes),
         why=told_by(last),
         remedy="pass dynamic=False, or a mapping of those dimensions that the model leaves open",
     ) from last
+
+
+def _check_taken(model: nn.Module, given: Inputs) -> None:
+    """A graph can be captured on dtypes on which nothing can be computed."""
+    try:
+        outputs_of(model, given)
+    except Exception as error:  # as above
+        told = (f"{n} {tuple(t.shape)} of {t.dtype}" for n, t in given.tensors.items())
+        raise ExportError(
+            f"{type(model).__name__} does not take the example inputs",
+            where=", ".join(told).replace("torch.", ""),
+            why=told_by(error),
+            remedy="pass example_inputs= that the model takes; it is exported in float32",
+        ) from error
 
 
 def compare(call: Call, truth: Truth, tolerance: float) -> list[ParityRow]:

@@ -24,7 +24,7 @@ from surgery.anatomy.capture import Values, capture
 from surgery.anatomy.graph import is_open
 from surgery.errors import CaptureError
 
-_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+_NO_TENSORS = (int, float, str, torch.SymInt, torch.SymFloat)
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Traced:
     Attributes:
         program: With the model's own operators.
         inputs: What it takes; whole numbers that the graph follows from are constants.
-        numbers: Outputs that are no tensors, and that it does not return.
+        left_out: Outputs that are numbers or texts, and that it does not return.
     """
 
     program: ExportedProgram
     inputs: Inputs
-    numbers: frozenset[str]
+    left_out: frozenset[str]
 
 
 def trace(model: nn.Module, inputs: Inputs) -> Traced:
@@ -103,10 +103,10 @@ def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:
     with torch.no_grad(), _FourDimensions(), _bound(model, inputs) as bound:
         given = {name: value for name, value in inputs.kwargs.items() if name not in bound}
         shapes = {name: dims.get(name) for name in given}
-        wanted, numbers = shapes if inputs.sizes else None, _Numbers()
-        with model.register_forward_hook(numbers), open_lengths(model):
+        wanted, tensors = shapes if inputs.sizes else None, _Tensors()
+        with model.register_forward_hook(tensors), open_lengths(model):
             program = capture(model, (), given, dynamic_shapes=wanted, values=values)
-    return Traced(program, inputs, frozenset(numbers.found))
+    return Traced(program, inputs, frozenset(tensors.left_out))
 
 
 def spelled(path: Sequence[Any]) -> str:
@@ -145,18 +145,17 @@ def _bound(model: nn.Module, inputs: Inputs) -> Iterator[set[str]]:
             model.forward = before
 
 
-class _Numbers:
-    """A hook that puts None in the place of numbers, and keeps their names: an ONNX graph returns tensors."""
+class _Tensors:
+    """A hook that puts None in the place of numbers and texts, and keeps their names: a graph returns tensors."""
 
     def __init__(self) -> None:
-        self.found: set[str] = set()
+        self.left_out: set[str] = set()
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> Any:
         leaves, spec = pytree.tree_flatten_with_path(output)
-        numbers = [isinstance(leaf, _NUMBERS) for _, leaf in leaves]
-        self.found |= {spelled(p) for (p, _), n in zip(leaves, numbers, strict=True) if n}
-        tensors = [None if n else leaf for (_, leaf), n in zip(leaves, numbers, strict=True)]
-        return pytree.tree_unflatten(tensors, spec)
+        self.left_out |= {spelled(path) for path, leaf in leaves if isinstance(leaf, _NO_TENSORS)}
+        kept = [None if isinstance(leaf, _NO_TENSORS) else leaf for _, leaf in leaves]
+        return pytree.tree_unflatten(kept, spec)
 
 
 def _literal(value: Any) -> Any:

@@ -89,3 +89,14 @@ def test_vmap_and_outputs_named_like_inputs(tmp_path):
     assert exporters.to_onnx(model, path, example_inputs=given, dynamic=False).passed
     session = exporters.open_session(path)
     assert [output.name for output in session.get_outputs()] == ["y", "output_mask"]
+
+
+def test_texts_and_numbers_are_left_out_and_told() -> None:
+    class Telling(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, object]:
+            return {"y": x + 1, "name": "telling", "size": 3}
+
+    model = Telling().eval()
+    captured = capture(model, collect(model, torch.randn(2, 3)))
+    assert captured.outputs == ("y",)
+    assert captured.notes == ("name is no tensor: left out", "size is no tensor: left out")

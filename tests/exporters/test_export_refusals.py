@@ -120,6 +120,34 @@ def test_example_inputs_that_show_nothing(values, reason, build, tmp_path):
     assert reason in str(refused(tmp_path, build("vit"), example_inputs=values))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_example_inputs_of_another_dtype(dtype, tmp_path):
+    model = torch.nn.Linear(4, 3).eval()
+    error = refused(tmp_path, model, example_inputs=torch.zeros(2, 4, dtype=dtype))
+    assert "does not take the example inputs" in str(error)
+    assert "dynamic=" not in error.remedy
+
+
+def test_example_inputs_without_values(tmp_path):
+    model = torch.nn.Linear(4, 3).eval()
+    error = refused(tmp_path, model, example_inputs=torch.zeros(2, 4, device="meta"))
+    assert "no value" in str(error)
+
+
+def test_samples_are_called_so(build, tmp_path):
+    error = refused(tmp_path, build("vit"), samples={"pixels": torch.zeros(2, 3, 32, 32)})
+    assert "samples=" in error.remedy and "example" not in str(error)
+
+
+def test_a_name_that_no_axis_can_have(build, tmp_path):
+    error = refused(tmp_path, build("vit"), dynamic={"x": {0: "my batch"}})
+    assert "'my batch' is no name" in error.why
+
+
+def test_options_are_looked_at_first(tmp_path):
+    assert refused(tmp_path, "no model", labels="abc").where == "labels"
+
+
 @pytest.mark.parametrize("name", ["a" * 250 + ".onnx", "null\0byte.onnx"])
 def test_a_name_that_no_file_can_have(name, build, tmp_path):
     assert isinstance(refused(tmp_path, build("vit"), path=tmp_path / name), ExportError)
@@ -150,6 +178,20 @@ def test_a_model_that_fixes_its_batch(tmp_path):
 
     error = refused(tmp_path, Fixed().eval(), example_inputs=torch.zeros(2, 8))
     assert "one batch size" in str(error)
+
+
+def test_a_model_that_returns_no_tensor(tmp_path):
+    class Silent(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, object]:
+            return {"loss": None, "name": "silent"}
+
+    error = refused(tmp_path, Silent().eval(), example_inputs=torch.zeros(2, 8))
+    assert "returns no tensor" in str(error)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"deep": [float("inf")]}])
+def test_metadata_that_only_python_reads(value, build, tmp_path):
+    assert refused(tmp_path, build("vit"), metadata={"a": value}).where == "a"
 
 
 def test_metadata_that_is_no_json(build, tmp_path):

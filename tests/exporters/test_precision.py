@@ -104,5 +104,5 @@ def test_a_graph_without_matrix_products_has_nothing_to_quantise(tmp_path):
 
 
 def test_an_unknown_precision(build, tmp_path):
-    with pytest.raises(ExportError, match="unknown precision 'int3'"):
+    with pytest.raises(ExportError, match="precision='int3'"):
         exporters.to_onnx(build("vit"), tmp_path / "model.onnx", precision="int3")
