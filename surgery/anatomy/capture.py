@@ -84,6 +84,12 @@ def capture_for_reading(
     Raises:
         CaptureError: If none can be captured; it tells what stopped the first.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"{type(model).__name__} is TorchScript",
+            why="torch.export follows Python code, and a scripted or traced model has none left",
+            remedy="read the model that torch.jit.script or torch.jit.trace was given",
+        )
     ways: list[Values] = ["any"]
     ways += ["integers"] if has_known_integers(model, args, kwargs) else []
     ways += ["all"] if has_real_values(model, args, kwargs) else []
@@ -175,7 +181,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     random_state = torch.get_rng_state()
     # nn.MultiheadAttention's fused fast path hides the attention in one opaque operator.
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
+    for module, _ in modes:
+        module.training = False  # train() and eval() may be the model's own, and change weights
     try:
         yield
     finally:

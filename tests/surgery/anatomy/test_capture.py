@@ -10,7 +10,7 @@ import torch.fx.config
 from torch import Tensor, nn
 
 import surgery
-from surgery.anatomy.capture import alone, capture
+from surgery.anatomy.capture import alone, capture, unchanged
 from surgery.errors import CaptureError
 
 
@@ -71,3 +71,39 @@ def test_a_size_that_follows_from_values_is_refused_with_the_module_it_comes_fro
     with pytest.raises(CaptureError, match="size depends on values") as caught:
         surgery.read(model, x)
     assert caught.value.where == "pick"
+
+
+class MergesOnEval(nn.Linear):
+    """As loralib's: the low-rank factors are written into the weight while the layer is in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.factor = nn.Parameter(torch.ones(4))
+
+    def train(self, mode: bool = True) -> MergesOnEval:
+        if mode is not self.training:
+            self.weight.data += (-1 if mode else 1) * torch.outer(self.factor, self.factor)
+        super().train(mode)
+        return self
+
+
+def test_a_model_that_changes_its_weights_with_its_mode_keeps_them() -> None:
+    model = nn.Sequential(MergesOnEval(), nn.Dropout())
+    before = model[0].weight.clone()
+    with unchanged(model):
+        assert not any(module.training for module in model.modules())
+        assert torch.equal(model[0].weight, before)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(model[0].weight, before)
+
+
+def test_an_exported_model_is_captured_although_it_has_no_eval() -> None:
+    x = torch.randn(2, 3)
+    exported = torch.export.export(nn.Linear(3, 3), (x,)).module()
+    assert [p.weight_name for p in surgery.read(exported, x).projections] == ["weight"]
+
+
+def test_torchscript_is_refused() -> None:
+    x = torch.randn(2, 3)
+    with pytest.raises(CaptureError, match="TorchScript"):
+        surgery.read(torch.jit.trace(nn.Linear(3, 3), x), x)
