@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from itertools import product
 from typing import Any, Literal
 from unittest import mock
 
@@ -17,8 +18,10 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.conversions import idle_conversions
+from surgery.anatomy.gradients import visible_gradients
 from surgery.anatomy.graph import is_open, module_path
 from surgery.anatomy.known import has_known_integers, is_whole, known_integers
+from surgery.anatomy.regions import inline_gradients
 from surgery.anatomy.valued import has_real_values, real_values, settle_sizes
 from surgery.errors import CaptureError, told_by
 
@@ -38,6 +41,7 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     values: Values = "any",
+    gradients: bool = False,
 ) -> ExportedProgram:
     """Export ``model`` on fake tensors, in eval mode.
 
@@ -50,17 +54,28 @@ def capture(
         dynamic_shapes: As for ``torch.export.export``; None fixes every shape.
         values: Whether integer buffers and literals, integer inputs too, or all values may become constants
             of the graph, which is then right for these alone.
+        gradients: Whether the graph tells where gradients end: at ``detach``, which then also follows what the
+            model computes under ``torch.no_grad``.
 
     Raises:
         CaptureError: If the graph cannot be captured; it quotes the model line that stopped it.
     """
     kwargs = dict(kwargs or {})
-    with alone(), unchanged(model), _silence(), idle_conversions(), torch.no_grad():
+    with (
+        alone(),
+        unchanged(model),
+        _silence(),
+        idle_conversions(),
+        torch.inference_mode(False),
+        visible_gradients() if gradients else torch.no_grad(),
+    ):
         try:
             with _knowing(values, model, args, kwargs):
                 program = torch.export.export(
                     model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
                 )
+            if gradients:
+                inline_gradients(program)
             if _writes_in_place(program):
                 program = _functional(program, values)
             if values == "all":
@@ -95,9 +110,10 @@ def capture_for_reading(
     ways += ["all"] if has_real_values(model, args, kwargs) else []
     stopped: CaptureError | None = None
     with model.register_forward_hook(_tensors_only):
-        for values in ways:
+        # A model that runs without gradients alone (it writes into its weights) still has an anatomy.
+        for gradients, values in product((True, False), ways):
             try:
-                program = capture(model, args, kwargs, values=values)
+                program = capture(model, args, kwargs, values=values, gradients=gradients)
                 refuse_open_shapes(program, model)
                 return program, values
             except CaptureError as error:

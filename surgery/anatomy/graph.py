@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -123,6 +123,12 @@ class Graph:
         return frozenset(backward(ends))
 
     @cached_property
+    def learning(self) -> frozenset[fx.Node]:
+        """The live nodes that a gradient comes to: a ``detach`` lets none through."""
+        ends = [n for n in self.program.graph.nodes if n.op == "output" or writes(n)]
+        return frozenset(backward(ends, until=detaches))
+
+    @cached_property
     def outputs(self) -> tuple[fx.Node, ...]:
         """The nodes that the model returns."""
         last = next(n for n in self.program.graph.nodes if n.op == "output")
@@ -135,11 +141,20 @@ def writes(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
-def backward(starts: list[fx.Node]) -> Iterator[fx.Node]:
-    """Every node that ``starts`` depend on, themselves included."""
+def detaches(node: fx.Node) -> bool:
+    """Whether no gradient goes through a node."""
+    return op_name(node) == "detach"
+
+
+def backward(
+    starts: list[fx.Node], until: Callable[[fx.Node], bool] = lambda node: False
+) -> Iterator[fx.Node]:
+    """Every node that ``starts`` depend on, themselves included, without those for which ``until`` holds."""
     seen, stack = set(starts), list(starts)
     while stack:
         node = stack.pop()
+        if until(node):
+            continue
         yield node
         for source in node.all_input_nodes:
             if source not in seen:

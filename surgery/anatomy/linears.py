@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -16,9 +16,13 @@ from surgery.anatomy.types import Access, Layout
 
 @dataclass(frozen=True, eq=False)
 class WeightView:
-    """A parameter as the graph sees it: possibly transposed, possibly only some of its rows."""
+    """A parameter as the graph sees it: possibly transposed, possibly only some of its rows.
+
+    ``source`` is its placeholder.
+    """
 
     name: str
+    source: fx.Node
     shape: tuple[int, ...]
     transposed: bool = False
     start: int = 0
@@ -40,6 +44,7 @@ class LinearRead:
         channel_dims: Dimensions of the output channels in the value of ``node``, the slowest first.
         bias: The bias node, if the same call adds one.
         access: Whether the owning module's forward makes this call.
+        source: The placeholder of the parameter.
         tied_to: Names under which other modules own the same tensor.
     """
 
@@ -54,6 +59,7 @@ class LinearRead:
     channel_dims: tuple[int, ...]
     bias: fx.Node | None
     access: Access
+    source: fx.Node
     tied_to: tuple[str, ...] = ()
 
     @property
@@ -106,7 +112,7 @@ class LinearReader:
             return None
         name = self.graph.tensor_name(node)
         if name is not None:
-            return WeightView(name, shape_of(node))
+            return WeightView(name, node, shape_of(node))
         if node.op != "call_function" or node in self.graph.data or not is_tensor(node):
             return None
         return self._derived_weight(node)
@@ -119,15 +125,13 @@ class LinearReader:
         if view is None or op in _SAME:
             return view
         if op in _TRANSPOSES or (op in {"transpose", "permute"} and len(view.shape) == 2):
-            swapped = shape_of(node) == view.shape[::-1]
             shape = shape_of(node)
-            return (
-                WeightView(view.name, shape, not view.transposed, view.start) if swapped else None
-            )
+            turned = replace(view, shape=shape, transposed=not view.transposed)
+            return turned if shape == view.shape[::-1] else None
         if op == "slice" and _dim(node) == 0 and not view.transposed:
             start = node.args[2] if len(node.args) > 2 else 0
             start = start if isinstance(start, int) else 0
-            return WeightView(view.name, shape_of(node), False, view.start + start)
+            return replace(view, shape=shape_of(node), start=view.start + start)
         return None
 
     def _part(self, node: fx.Node) -> WeightView | None:
@@ -142,7 +146,7 @@ class LinearReader:
         if whole is None or whole.transposed or dim != 0:
             return None
         sizes = [part.shape[0] for part in parts.meta["val"]]
-        return WeightView(whole.name, shape_of(node), False, whole.start + sum(sizes[:index]))
+        return replace(whole, shape=shape_of(node), start=whole.start + sum(sizes[:index]))
 
     def build(
         self, node: fx.Node, x: object, view: WeightView, *, flip: bool, bias: object
@@ -206,6 +210,7 @@ class LinearReader:
             channel_dims,
             bias_node,
             access,
+            view.source,
             ties,
         )
 

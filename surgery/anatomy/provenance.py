@@ -101,8 +101,8 @@ class _Probe:
         kwargs: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, self._value))
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
-        if op_name(node) in {"to", "_to_copy"}:
-            # Half precision would underflow, integers cut the gradient: stay in float32.
+        if op_name(node) in {"to", "_to_copy", "detach"}:
+            # Half precision would underflow, integers and detach cut the gradient: stay in float32.
             return args[0]
         if op_name(node) == "copy":
             return args[1].expand_as(args[0])  # aten.copy has no derivative, expand has

@@ -12,6 +12,7 @@ from torch import fx, nn
 from policies.roles import Role
 from surgery.anatomy.attention import NoMatch
 from surgery.anatomy.capture import Values, capture_for_reading
+from surgery.anatomy.claims import Claim, claims_of, learned, whole
 from surgery.anatomy.feed_forward import FeedForwardReads, find_feed_forward
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, module_path, op_name, shape_of
@@ -19,7 +20,7 @@ from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.layers import Blocks
 from surgery.anatomy.linears import LinearRead, LinearReader
 from surgery.anatomy.parts import Parts
-from surgery.anatomy.provenance import count, rows_reaching
+from surgery.anatomy.provenance import count
 from surgery.anatomy.regions import inline
 from surgery.anatomy.sites import SiteReads, find_attention
 from surgery.anatomy.stacked import stacked_weights
@@ -79,6 +80,8 @@ class Reading:
             (module_path(block.up[0].node) for block in self.feed_forward),
         )
         self.parts = self._parts()
+        self.claims = [claims_of(site, flow) for site in self.sites]
+        self.learning = self._learning()
 
     def anatomy(self, inputs: ExampleInputs, values: Values = "any") -> Anatomy:
         """The reading as plain data."""
@@ -102,11 +105,11 @@ class Reading:
 
     def _sites(self) -> tuple[AttentionSite, ...]:
         merged: dict[object, AttentionSite] = {}
-        for run, site in enumerate(self.sites):
-            projections = self._site_projections(site)
+        for run, (site, claims) in enumerate(zip(self.sites, self.claims, strict=True)):
+            projections = self._site_projections(site, claims)
             key = projections or run  # no two attentions without a linear are one site
             found = merged.get(key)
-            notes = (*site.core.notes, *site.remarks, *site.problems)
+            notes = (*site.core.notes, *site.remarks, *site.problems, *_lost(claims))
             merged[key] = (
                 replace(found, calls=found.calls + 1)
                 if found
@@ -117,32 +120,23 @@ class Reading:
             )  # fmt: skip
         return tuple(merged.values())
 
-    def _site_projections(self, site: SiteReads) -> tuple[Projection, ...]:
-        operands: dict[LinearRead, list[tuple[Role, fx.Node]]] = defaultdict(list)
-        core = site.core
-        for role, node, reads in (
-            (Role.QUERY, core.query, site.query),
-            (Role.KEY, core.key, site.key),
-            (Role.VALUE, core.value, site.value),
-        ):
-            for read_ in sorted(reads, key=lambda r: self.flow.graph.order[r.node]):
-                operands[read_].append((role, node))
-        found: dict[Role, list[Projection]] = defaultdict(list)
-        for read_, uses in operands.items():
-            rows = rows_reaching(read_, [node for _, node in uses], self.flow)
-            for (role, _), own in zip(uses, rows, strict=True):
-                if own:
-                    found[role].append(self._projection(role, read_, own, site.module))
-        for read_ in sorted(site.output, key=lambda r: self.flow.graph.order[r.node]):
-            role = Role.ATTENTION_OUTPUT
-            found[role].append(self._projection(role, read_, _whole(read_), site.module))
-        order = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)
-        return tuple(dict.fromkeys(p for role in order for p in found[role]))
+    def _site_projections(self, site: SiteReads, claims: Iterable[Claim]) -> tuple[Projection, ...]:
+        made = (self._projection(c.role, c.read, c.rows, site.module) for c in claims if c.rows)
+        return tuple(dict.fromkeys(made))
+
+    def _learning(self) -> frozenset[tuple[str, Rows]]:
+        """The rows that a gradient comes to, by whichever of their reads."""
+        parts = [(r, whole(r)) for r in self.flow.reader.reads]
+        for block in self.feed_forward:
+            parts += [part for part in (block.up, block.gate) if part]
+        found = {(r.weight, rows) for r, rows in parts if learned(r, self.flow)}
+        claims = (claim for claims in self.claims for claim in claims)
+        return frozenset(found | {(c.read.weight, c.rows) for c in claims if c.learns})
 
     def _feed_forward(self) -> tuple[FeedForward, ...]:
         found: dict[tuple[Projection, ...], int | None] = {}
         for block in self.feed_forward:
-            parts = [(Role.UP, *block.up), (Role.DOWN, block.down, _whole(block.down))]
+            parts = [(Role.UP, *block.up), (Role.DOWN, block.down, whole(block.down))]
             if block.gate:
                 parts.insert(1, (Role.GATE, *block.gate))
             path = module_path(block.up[0].node)
@@ -155,7 +149,7 @@ class Reading:
 
     def _other(self, read_: LinearRead) -> Projection:
         role = Role.HEAD if read_ in self.heads else Role.OTHER
-        return self._projection(role, read_, _whole(read_), module_path(read_.node))
+        return self._projection(role, read_, whole(read_), module_path(read_.node))
 
     def _projection(self, role: Role, read_: LinearRead, rows: Rows, path: str) -> Projection:
         owner = self.flow.reader.modules[read_.module]
@@ -173,7 +167,7 @@ class Reading:
             calls=self.calls[read_.weight],
             tied_to=read_.tied_to,
             bias=read_.bias is not None,
-            reaches_output=read_.node in self.flow.graph.live,
+            reaches_output=(read_.weight, rows) in self.learning,
             module_type=f"{type(owner).__module__}.{type(owner).__qualname__}",
             parts=self.parts[read_.weight],
         )
@@ -187,11 +181,16 @@ class Reading:
 
     def _unplaced(self) -> tuple[Unplaced, ...]:
         found = [_missed(node, miss) for node, miss in self.missed]
-        for site in self.sites:
+        for site, claims in zip(self.sites, self.claims, strict=True):
             what = f"{site.core.kind} attention"
-            found += [Unplaced(what, site.module, problem) for problem in site.problems]
+            said = (*site.problems, *_lost(claims))
+            found += [Unplaced(what, site.module, problem) for problem in said]
         found += [_stack(name, node) for name, node in stacked_weights(self.flow).items()]
         return tuple(dict.fromkeys(found))
+
+
+def _lost(claims: Iterable[Claim]) -> list[str]:
+    return [claim.lost for claim in claims if claim.lost]
 
 
 def _stack(name: str, node: fx.Node) -> Unplaced:
@@ -244,7 +243,3 @@ def _count_calls(reads: Iterable[LinearRead]) -> dict[str, int]:
 def _embedding_rows(graph: Graph) -> tuple[int, ...]:
     tables = [n.args[0] for n in graph.nodes if op_name(n) == "embedding"]
     return tuple(dict.fromkeys(shape_of(t)[0] for t in tables if isinstance(t, fx.Node)))
-
-
-def _whole(read_: LinearRead) -> Rows:
-    return ((read_.start, read_.start + read_.out_features, 1),)

@@ -53,7 +53,8 @@ class Projection:
         calls: How often the graph applies it (12 for ALBERT's shared layer).
         tied_to: Other names of the same tensor ("embed.weight"), empty if none.
         bias: Whether the graph adds a bias after it.
-        reaches_output: Whether a path leads from it to an output of the model.
+        reaches_output: Whether a path leads from it to an output of the model that a gradient can come back
+            (none comes through ``detach`` or out of ``torch.no_grad``).
         module_type: Qualified class name of the owner.
         parts: The parts of the model it lies in (``vision``, ``text``, ``audio``, ``encoder``,
             ``decoder``, see :class:`policies.Part`); empty where the model is one piece.

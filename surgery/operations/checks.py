@@ -83,8 +83,9 @@ def check_projection(model: nn.Module, projection: Projection, rank: int) -> nn.
     if not projection.reaches_output:
         _refuse(
             projection,
-            "no path leads from it to an output of the model: the adapter would get no gradient",
-            "leave it out (modules:, depth:), or pass example_inputs= that use this part",
+            "no gradient comes to it: no path leads from it to an output of the model, or torch.no_grad "
+            "or detach cuts every one",
+            "leave it out (modules:, depth:), pass example_inputs= that use this part, or let gradients through",
         )
     if rank > limit:
         _refuse(
