@@ -9,6 +9,7 @@ from math import prod
 
 from torch import fx, nn
 
+from surgery.anatomy.access import PARTS, read_otherwise
 from surgery.anatomy.graph import Graph, is_tensor, module_path, op_name, shape_of
 from surgery.anatomy.linear_patterns import PATTERNS
 from surgery.anatomy.types import Access, Layout
@@ -43,7 +44,7 @@ class LinearRead:
         start: First output channel of the parameter that this read uses.
         channel_dims: Dimensions of the output channels in the value of ``node``, the slowest first.
         bias: The bias node, if the same call adds one.
-        access: Whether the owning module's forward makes this call.
+        access: Whether the owning module's forward makes this call, and nobody reads the weight otherwise.
         source: The placeholder of the parameter.
         tied_to: Names under which other modules own the same tensor.
     """
@@ -75,7 +76,6 @@ class LinearRead:
 
 _TRANSPOSES = frozenset({"t", "numpy_T", "mT"})
 _SAME = frozenset({"alias", "detach", "to", "_to_copy", "contiguous", "clone"})
-_PARTS = frozenset({"split", "split_with_sizes", "chunk"})
 
 
 class LinearReader:
@@ -93,6 +93,10 @@ class LinearReader:
             read = self._match(node)
             if read is not None:
                 self.by_node[node] = read
+        mixed = read_otherwise(self)
+        for node, read in self.by_node.items():
+            if read.weight in mixed and not read.tied_to:
+                self.by_node[node] = replace(read, access=Access.PARAMETER)
 
     @cached_property
     def reads(self) -> tuple[LinearRead, ...]:
@@ -139,7 +143,7 @@ class LinearReader:
         parts, index = node.args[:2]
         if node.target is not operator.getitem or not isinstance(parts, fx.Node):
             return None
-        if op_name(parts) not in _PARTS or not isinstance(index, int):
+        if op_name(parts) not in PARTS or not isinstance(index, int):
             return None
         whole = self.weight(parts.args[0])
         dim = parts.args[2] if len(parts.args) > 2 else parts.kwargs.get("dim", 0)

@@ -19,9 +19,10 @@ class Access(StrEnum):
     """How the graph reads a weight."""
 
     MODULE = "module"
-    """Through the forward of the module that owns it."""
+    """Through the forward of the module that owns it, and in no other way."""
     PARAMETER = "parameter"
-    """By the parameter alone: the owning module is never called, a wrapper would be dead."""
+    """By the parameter, if only for a penalty beside the module's own product: a wrapper would be dead, or only half
+    of what reads the weight would see it."""
 
 
 class Layout(StrEnum):
