@@ -66,7 +66,6 @@ def capture(
         unchanged(model),
         _silence(),
         idle_conversions(),
-        torch.inference_mode(False),
         visible_gradients() if gradients else torch.no_grad(),
     ):
         try:

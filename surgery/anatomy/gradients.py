@@ -22,6 +22,7 @@ def visible_gradients() -> Iterator[None]:
     ``autograd.Function`` disables does not count: its backward is its own (reversible layers, checkpoints).
     """
     with (
+        torch.inference_mode(False),
         torch.enable_grad(),
         mock.patch.object(Function, "apply", classmethod(_applied)),
         mock.patch.object(torch._C, "_InferenceMode", _switched),

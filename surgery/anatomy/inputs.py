@@ -48,9 +48,23 @@ def example_inputs(model: nn.Module, given: Any = None) -> ExampleInputs:
         model: A timm or transformers model, or any module if ``given`` is passed.
         given: A tensor, a tuple of positional inputs, a mapping of named inputs, or None.
 
+    They are plain tensors, also where they were made under ``torch.inference_mode``.
+
     Raises:
         CaptureError: If nothing is given and the model does not tell what it takes.
     """
+    with torch.inference_mode(False):
+        made = _collected(model, given)
+        if any(leaf.is_inference() for leaf in made.leaves()):
+            made = ExampleInputs(*pytree.tree_map_only(Tensor, _plain, (made.args, made.kwargs)))
+    return made
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _collected(model: nn.Module, given: Any) -> ExampleInputs:
     if isinstance(given, ExampleInputs):
         return given
     if isinstance(given, Mapping):

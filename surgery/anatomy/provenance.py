@@ -8,14 +8,16 @@ device is read as well as a real one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice, product
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from surgery.anatomy.flow import Flow, is_depthwise
-from surgery.anatomy.graph import op_name, shape_of
+from surgery.anatomy.graph import detaches, op_name, shape_of
 from surgery.anatomy.linears import LinearRead
+from surgery.anatomy.operators import MODULATIONS
 from surgery.anatomy.types import Rows
 
 _KEEPS_ALL_CHANNELS = frozenset(
@@ -42,8 +44,9 @@ def rows_reaching(read: LinearRead, operands: Sequence[fx.Node], flow: Flow) -> 
     """
     if len(operands) == 1 and _keeps_all_channels(read.node, operands[0], flow):
         return [((read.start, read.start + read.out_features, 1),)]
-    with torch.device("cpu"):  # whatever the user's default is: the values are made up here
-        channels = _Probe(flow).channels(read, operands)
+    # Whatever the user's default device and mode are: the values are made up here, and so are their gradients.
+    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        channels = _reached(read, operands, flow)
     return [to_runs([read.start + c for c in found]) for found in channels]
 
 
@@ -68,23 +71,49 @@ def _keeps_all_channels(start: fx.Node, stop: fx.Node, flow: Flow) -> bool:
     return all(op_name(node) in _KEEPS_ALL_CHANNELS or is_depthwise(node) for node in between)
 
 
-class _Probe:
-    """Runs a sub-graph on benign values."""
+def _reached(read: LinearRead, operands: Sequence[fx.Node], flow: Flow) -> list[set[int]]:
+    """The channels that reach each operand under some mask, whether or not a gradient may come back from it."""
+    first = _Probe(flow)
+    found = [set(channels) for channels in first.channels(read, operands)]
+    masks = _MASKS if first.masked else _MASKS[:1]
+    for mask, through in islice(product(masks, (False, True) if first.cut else (False,)), 1, None):
+        again = _Probe(flow, mask, through).channels(read, operands)
+        found = [own.union(more) for own, more in zip(found, again, strict=True)]
+    return found
 
-    def __init__(self, flow: Flow) -> None:
-        self.flow = flow
+
+_MASKS = (1.0, 0.0, 0.5)
+"""Shares of a made-up mask that are true: a user's may hide anything, but not under all of these."""
+
+
+class _Probe:
+    """Runs a sub-graph on benign values.
+
+    Args:
+        flow: The walks over the graph.
+        mask: How much of a mask that depends on the user's inputs is true.
+        through: Whether gradients go through ``detach``.
+
+    Attributes:
+        masked: Whether there was such a mask.
+        cut: Whether there was such a ``detach``.
+    """
+
+    def __init__(self, flow: Flow, mask: float = _MASKS[0], through: bool = False) -> None:
+        self.flow, self.mask, self.through = flow, mask, through
         self.generator = torch.Generator().manual_seed(0)
         self.values: dict[fx.Node, Any] = {}
+        self.masked = self.cut = False
 
     def channels(self, read: LinearRead, operands: Sequence[fx.Node]) -> list[list[int]]:
         """Output channels of ``read`` with a gradient from each operand."""
         leaf = self._benign(shape_of(read.node)).requires_grad_()
         region = self.flow.region(read.node, operands) - {read.node}
-        with torch.enable_grad():
-            self.values[read.node] = leaf
-            for node in sorted(region, key=self.flow.graph.order.__getitem__):
-                self.values[node] = self._run(node)
-            return [self._reached(leaf, self.values.get(op), read.channel_dims) for op in operands]
+        self.cut = any(map(detaches, region))
+        self.values[read.node] = leaf
+        for node in sorted(region, key=self.flow.graph.order.__getitem__):
+            self.values[node] = self._run(node)
+        return [self._reached(leaf, self.values.get(op), read.channel_dims) for op in operands]
 
     def _reached(self, leaf: Tensor, value: object, dims: tuple[int, ...]) -> list[int]:
         if not isinstance(value, Tensor) or not value.requires_grad:
@@ -101,8 +130,8 @@ class _Probe:
         kwargs: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, self._value))
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
-        if op_name(node) in {"to", "_to_copy", "detach"}:
-            # Half precision would underflow, integers and detach cut the gradient: stay in float32.
+        if op_name(node) in {"to", "_to_copy"} or (self.through and detaches(node)):
+            # Half precision would underflow, integers cut the gradient: stay in float32.
             return args[0]
         if op_name(node) == "copy":
             return args[1].expand_as(args[0])  # aten.copy has no derivative, expand has
@@ -132,8 +161,13 @@ class _Probe:
             found = self._run(node)
             assert isinstance(found, Tensor)
             return found
-        fill = torch.ones if value.dtype is torch.bool else torch.zeros
-        return fill(tuple(int(s) for s in value.shape), dtype=value.dtype)
+        shape = tuple(int(s) for s in value.shape)
+        if value.dtype is torch.bool:
+            self.masked = True
+            return torch.rand(shape, generator=self.generator) < self.mask
+        # What multiplies is a mask, too; an index must lie within bounds, whatever they are.
+        multiplies = all(op_name(user) in MODULATIONS for user in node.users)
+        return (torch.ones if multiplies else torch.zeros)(shape, dtype=value.dtype)
 
     def _benign(self, shape: tuple[int, ...]) -> Tensor:
         """Values in [0.5, 1.5]: no zero, no sign change, nothing that a norm could blow up."""

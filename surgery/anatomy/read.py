@@ -32,7 +32,7 @@ from surgery.anatomy.types import (
     Rows,
     Unplaced,
 )
-from surgery.anatomy.wrappers import unwrap
+from surgery.anatomy.wrappers import refuse_inference_tensors, unwrap
 from surgery.anatomy.writes import without_writes
 
 
@@ -50,9 +50,10 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
 
     Raises:
         CaptureError: If inputs cannot be made or the graph cannot be captured.
-        StateError: If the model is wrapped by DDP, FSDP or PEFT.
+        StateError: If the model is wrapped by DDP, FSDP or PEFT, or was made under ``torch.inference_mode``.
     """
     model = unwrap(model)
+    refuse_inference_tensors(model)
     inputs = _inputs(model, example_inputs)
     program, values = capture_for_reading(model, inputs.args, inputs.kwargs)
     graph = Graph(without_writes(inline(program)), inputs.leaves())

@@ -17,7 +17,7 @@ from surgery.anatomy.idle import idle_attentions
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.replay import Replay
 from surgery.anatomy.types import Anatomy, AttentionSite, Layout, Projection
-from surgery.anatomy.wrappers import unwrap
+from surgery.anatomy.wrappers import refuse_inference_tensors, unwrap
 from surgery.errors import AnatomyError
 
 _OPERANDS = {Role.QUERY: "query", Role.KEY: "key", Role.VALUE: "value"}
@@ -118,8 +118,10 @@ def verify(model: nn.Module, anatomy: Anatomy, inputs: Any = None) -> Verificati
 
     Raises:
         AnatomyError: If the model's weights are on the meta device.
+        StateError: If the model is wrapped, or was made under ``torch.inference_mode``.
     """
     model = unwrap(model)
+    refuse_inference_tensors(model)
     if any(p.is_meta for p in model.parameters()):
         raise AnatomyError(
             "a model on the meta device cannot be verified",
@@ -127,7 +129,7 @@ def verify(model: nn.Module, anatomy: Anatomy, inputs: Any = None) -> Verificati
             remedy="materialise it first: model.to_empty(device='cpu') and load weights",
         )
     made = example_inputs(model, inputs)
-    with unchanged(model):
+    with torch.inference_mode(False), unchanged(model):
         return _Experiment(model, anatomy, made).run()
 
 

@@ -35,6 +35,22 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
     return {own_name(name): buffer for name, buffer in model.named_buffers()}
 
 
+def refuse_inference_tensors(model: nn.Module) -> None:
+    """Raise for weights that were made under ``torch.inference_mode``: no gradient ever comes to them.
+
+    Raises:
+        StateError: With the first such weight.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise StateError(
+                f"the weights of {type(model).__name__} are inference tensors",
+                where=name,
+                why="torch neither trains them nor lets them be changed outside torch.inference_mode",
+                remedy="make or load the model outside torch.inference_mode",
+            )
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the plain model: the original of a torch.compile wrapper, or the model itself.
 

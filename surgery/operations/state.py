@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgery.anatomy.wrappers import buffers_of, own_name, parameters_of, unwrap
+from surgery.anatomy.wrappers import (
+    buffers_of,
+    own_name,
+    parameters_of,
+    refuse_inference_tensors,
+    unwrap,
+)
 from surgery.errors import StateError
 from surgery.operations.adapted import adapted_modules, strip
 from surgery.operations.averaging import detach
@@ -67,9 +73,11 @@ def plain_model(model: nn.Module) -> nn.Module:
     """The model itself, unwrapped from torch.compile, if nothing is applied to it yet.
 
     Raises:
-        StateError: If it is wrapped (DDP, FSDP, PEFT), or it or a part of it is adapted.
+        StateError: If it is wrapped (DDP, FSDP, PEFT), it or a part of it is adapted, or it was made under
+            ``torch.inference_mode``.
     """
     model = unwrap(model)
+    refuse_inference_tensors(model)
     foreign = next((m for m in model.modules() if type(m).__module__.startswith("peft.")), None)
     if foreign is not None:
         raise StateError(

@@ -126,6 +126,42 @@ class Outside(nn.Module):
         )
 
 
+class Masked(nn.Module):
+    """Parts of the projection are hidden by the user's masks, of either sense, by both, or by numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(6, WIDTH)
+
+    def forward(self, x: Tensor, mask: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+        y = self.proj(x)
+        return (
+            y[..., :4].masked_fill(mask, 0),
+            y[..., 4:8].masked_fill(~mask, 0),
+            torch.where(mask, y[..., :2], y[..., 2:4]),
+            y[..., 6:9].masked_fill(mask, 0).masked_fill(~mask.roll(1, 1), 0).detach(),
+            y[..., 5:7] * keep,
+        )
+
+
+def test_a_mask_of_the_user_hides_no_channel() -> None:
+    given = torch.randn(2, 5, 6), torch.ones(2, 5, 1, dtype=torch.bool), torch.ones(2, 5, 1).long()
+    rows = [ALL[:4], ALL[4:8], ALL[:4], ALL[6:9], ALL[5:7]]
+    assert found(Masked(), *given) == expected(*rows)
+
+
+def test_a_value_that_is_rounded_and_put_back_straight_through_is_reached() -> None:
+    cut: Cut = lambda y: (y[..., :5] + (y[..., :5].round() - y[..., :5]).detach(), y)  # noqa: E731
+    assert found(Split(cut), torch.randn(2, 5, 6)) == expected(ALL[:5], ALL)
+
+
+def test_the_callers_mode_does_not_matter() -> None:
+    cut, rows = CASES["thirds"]
+    model, x = Split(cut), torch.randn(2, 5, 6)
+    with torch.inference_mode():
+        assert found(model, x) == expected(*rows)
+
+
 def test_what_comes_from_other_inputs_is_made_up_kindly() -> None:
     """Masks let through, indices are zero, rotations and gates are neither."""
     given = (

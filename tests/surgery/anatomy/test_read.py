@@ -214,6 +214,37 @@ def test_a_residual_stream_is_not_a_key_projection() -> None:
     assert missing.why.startswith("key: not projected") and "first.weight" in missing.why
 
 
+class Hidden(Unprojected):
+    """The value is hidden by a constant mask, every element of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        key, value = self.first(x), self.value(x)
+        value = value.masked_fill(torch.ones(8, dtype=torch.bool), 0)
+        return self.out(F.scaled_dot_product_attention(self.query(x), key, value))
+
+
+def test_a_role_that_no_row_plays_is_said() -> None:
+    anatomy = surgery.read(Hidden(), torch.randn(2, 3, 8))
+    assert anatomy.sites[0].role(Role.VALUE) == ()
+    (missing,) = anatomy.unplaced
+    assert missing.why.startswith("value: no row of value.weight")
+    assert anatomy.sites[0].notes == (missing.why,)
+
+
+def test_inference_mode_is_left_and_weights_made_in_it_are_refused() -> None:
+    model = Interleaved("thirds", "module")
+    with torch.inference_mode():
+        x = torch.randn(2, 5, 16)
+        anatomy, made = surgery.read(model, x), Interleaved("thirds", "module")
+        assert surgery.verify(model, anatomy, x).proved
+        with pytest.raises(StateError, match="inference tensors"):
+            surgery.read(made, x)
+    assert len(anatomy.sites[0].projections) == 4
+    for refused in (surgery.read, lambda model, x: surgery.verify(model, anatomy, x)):
+        with pytest.raises(StateError, match="inference tensors"):
+            refused(made, x)
+
+
 def test_reading_changes_nothing() -> None:
     model = timm.create_model("levit_128s").train()
     model.head.eval()
