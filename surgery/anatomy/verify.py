@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from policies.roles import Role
 from surgery.anatomy.capture import unchanged
+from surgery.anatomy.disturb import disturbed, targets
 from surgery.anatomy.idle import idle_attentions
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.replay import Replay
-from surgery.anatomy.types import Anatomy, AttentionSite, Layout, Projection
+from surgery.anatomy.types import Anatomy, AttentionSite, Projection
 from surgery.anatomy.wrappers import refuse_inference_tensors, unwrap
 from surgery.errors import AnatomyError
 
@@ -157,7 +156,7 @@ class _Experiment:
     def _events(self, number: int) -> int:
         """How many attentions have run when ``number`` of those that are not idle have."""
         busy = [n for n in range(len(self.baseline)) if n not in self.idle]
-        return busy[number - 1] + 1 if number <= len(busy) else len(self.baseline) + 1
+        return busy[number - 1] + 1 if 0 < number <= len(busy) else len(self.baseline) + 1
 
     def _place(self, site: AttentionSite) -> int:
         """The number of a site's first run where other attentions ran that were not read.
@@ -178,7 +177,7 @@ class _Experiment:
 
     def _findings(self, site: AttentionSite) -> list[Finding]:
         """Of one site, all from one step: its control run speaks for each of them."""
-        weights = [w for p in site.projections for w, _ in _targets(self.model, p)]
+        weights = [w for p in site.projections for w, _ in targets(self.model, p)]
         start = self.replay.start(weights, stop_after=self._events(self.place[site.id] + 2))
         return [self._finding(site, projection, start) for projection in site.projections]
 
@@ -187,7 +186,9 @@ class _Experiment:
         changes = self._changes(projection, start, own + 2)
         event, moved = next(((n, m) for n, m in enumerate(changes) if m), (None, ()))
         if projection.role is Role.ATTENTION_OUTPUT:
-            return Finding(site.id, projection, moved, event, event is None or event > own)
+            unseen = event is None and own >= len(changes)
+            holds = not unseen and (event is None or event > own)
+            return Finding(site.id, projection, moved, event, holds, unseen)
         claims = self._claims(projection)
         # Where the rows serve an earlier attention, too, its result may move what lies between.
         seen = set(changes[own]) if own < len(changes) else set()
@@ -212,54 +213,3 @@ def _overlap(one: Projection, two: Projection) -> bool:
         return False
     rows = ({c for run in p.rows for c in range(*run)} for p in (one, two))
     return bool(set.intersection(*rows))
-
-
-@contextmanager
-def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
-    """Noise on the rows of a projection, and on their bias, inside; afterwards every bit is back."""
-    channels = torch.tensor([c for run in projection.rows for c in range(*run)])
-    with torch.no_grad(), _untied(model, projection):
-        targets = _targets(model, projection)
-        kept = [tensor.detach().clone() for tensor, _ in targets]
-        for tensor, along in targets:
-            _add_noise(tensor, along, channels.to(tensor.device))
-        try:
-            yield
-        finally:
-            for (tensor, _), before in zip(targets, kept, strict=True):
-                tensor.copy_(before)
-
-
-@contextmanager
-def _untied(model: nn.Module, projection: Projection) -> Iterator[None]:
-    """Inside, the module of a projection owns what it shares with others (a decoder tied to its encoder)."""
-    owner = model.get_submodule(projection.module)
-    shared = dict(owner._parameters) if projection.tied_to else {}
-    for name, parameter in shared.items():
-        if parameter is not None:
-            owner._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
-    try:
-        yield
-    finally:
-        owner._parameters.update(shared)
-
-
-def _targets(model: nn.Module, projection: Projection) -> list[tuple[Tensor, int]]:
-    """The weight of a projection and its bias, as matrices, each with the dimension of the output channels."""
-    owner = model.get_submodule(projection.module)
-    weight = getattr(owner, projection.parameter)
-    matrix = weight.view(weight.shape[0], -1)
-    dim = 1 if projection.layout is Layout.IN_OUT else 0
-    targets = [(matrix, dim)]
-    bias = getattr(owner, "bias", None)
-    # A weight alone moves nothing where its input is zero (DETR's first decoder layer).
-    if projection.bias and isinstance(bias, Tensor) and bias.shape == matrix.shape[dim : dim + 1]:
-        targets.append((bias, 0))
-    return targets
-
-
-def _add_noise(tensor: Tensor, dim: int, channels: Tensor) -> None:
-    rows = tensor.index_select(dim, channels)
-    spread = tensor.float().std(correction=0).clamp_min(1e-3).item()
-    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1), device="cpu")
-    tensor.index_copy_(dim, channels, rows + noise.to(tensor) * 3 * spread)

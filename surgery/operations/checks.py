@@ -15,7 +15,7 @@ from surgery.anatomy.types import Access, Layout, Projection
 from surgery.errors import PlanError
 from surgery.operations.adapted import CHILD
 from surgery.operations.plan import Operation
-from surgery.operations.rows import indices
+from surgery.operations.rows import has_matrix, indices
 
 _ANEW = "make the plan for this model: surgery.plan(model, policy)"
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
@@ -204,6 +204,13 @@ def _check_weight(weight: torch.Tensor, projection: Projection) -> None:
             projection,
             f"its shape is {tuple(weight.shape)}, the plan expects {expected}",
             _ANEW,
+        )
+    if not has_matrix(weight):
+        _refuse(
+            projection,
+            f"it lies in memory with strides {weight.stride()}, so that no matrix is a view of it",
+            f"lay it out first: owner.{projection.parameter} = nn.Parameter("
+            f"owner.{projection.parameter}.contiguous())",
         )
 
 

@@ -79,6 +79,15 @@ def assemble(parts: Iterable[tuple[Sequence[Block], Tensor]], total: int, dim: i
     return layers[0] if len(layers) == 1 else torch.stack(layers).sum(0)
 
 
+def has_matrix(weight: Tensor) -> bool:
+    """Whether an ``(out, in)`` matrix is a view of ``weight``; not of every one whose dimensions were exchanged."""
+    try:
+        as_matrix(weight, Layout.OUT_IN)
+    except RuntimeError:
+        return False
+    return True
+
+
 def as_matrix(weight: Tensor, layout: Layout) -> Tensor:
     """``weight`` as ``(out, in)``, itself or a view; dimensions beyond the first are the other side."""
     matrix = weight if weight.ndim == 2 else weight.view(weight.shape[0], -1)

@@ -99,6 +99,29 @@ def test_an_attention_that_was_not_read_is_noticed() -> None:
         assert all(finding.proved for finding in outcome.findings)
 
 
+class Quiet(nn.Module):
+    """An attention that the witness does not see: by an operator of aten, or with scores made hard by hand."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.way == "aten":
+            return x + self.o(torch.ops.aten.scaled_dot_product_attention(q, k, v))
+        return x + self.o(F.gumbel_softmax(q @ k.mT, hard=True) @ v)
+
+
+@pytest.mark.parametrize("way", ["aten", "gumbel"])
+def test_where_no_attention_is_seen_nothing_is_refuted_or_proved(way: str) -> None:
+    model, x = Quiet(way), torch.randn(2, 5, 8)
+    outcome = surgery.verify(model, surgery.read(model, x), x)
+    assert (outcome.run, outcome.read, outcome.proved, outcome.refuted) == (0, 1, False, ())
+    assert len(outcome.unseen) == 4
+
+
 def test_a_meta_model_is_refused() -> None:
     with torch.device("meta"):
         model = transformers.BertModel(transformers.BertConfig(**TEXT))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import surgery
+from surgery.errors import PlanError
 
 WIDTH, HEADS = 16, 2
 EVERYTHING = {
@@ -44,6 +45,21 @@ def trained(model: Heads, x: Tensor) -> Tensor:
         model(x).square().mean().backward()
         optimizer.step()
     return model(x).detach()
+
+
+def test_a_weight_that_is_no_matrix_in_memory_is_proved_and_refused_until_laid_out(
+    case: tuple[Heads, Tensor],
+) -> None:
+    model, x = case
+    weight = model.q.detach()
+    model.q = nn.Parameter(weight.transpose(0, 1).contiguous().transpose(0, 1))
+    anatomy = surgery.read(model, x)
+    assert surgery.verify(model, anatomy, x).proved
+    assert torch.equal(model.q, weight)
+    with pytest.raises(PlanError, match=r"(?s)strides.*contiguous\(\)"):
+        surgery.plan(model, EVERYTHING, anatomy=anatomy)
+    model.q = nn.Parameter(model.q.contiguous())
+    surgery.apply(model, EVERYTHING, anatomy=anatomy)
 
 
 def test_apply_train_and_undo(case: tuple[Heads, Tensor]) -> None:
