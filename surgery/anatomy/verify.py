@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from policies.roles import Role
+from surgery.anatomy.buffers import kept_buffers
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.disturb import disturbed, targets
 from surgery.anatomy.idle import idle_attentions
@@ -151,7 +152,8 @@ class _Experiment:
         return Verification(run, read, tuple(findings), len(self.idle))
 
     def _call(self) -> object:
-        return self.model(*self.inputs.args, **self.inputs.kwargs)
+        with kept_buffers(self.model):
+            return self.model(*self.inputs.args, **self.inputs.kwargs)
 
     def _events(self, number: int) -> int:
         """How many attentions have run when ``number`` of those that are not idle have."""

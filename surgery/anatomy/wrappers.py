@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from torch import Tensor, nn
 
 from surgery.errors import StateError
@@ -41,8 +43,8 @@ def refuse_inference_tensors(model: nn.Module) -> None:
     Raises:
         StateError: With the first such weight.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.is_inference():
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_inference():
             raise StateError(
                 f"the weights of {type(model).__name__} are inference tensors",
                 where=name,
