@@ -200,7 +200,8 @@ class LinearReader:
         if x not in self.graph.data and self.weight(x) is not None:
             return None  # a product of two weights is no projection
         total = prod(weight.shape[1:]) if layout is Layout.IN_OUT else weight.shape[0]
-        called = module_path(node) == module and is_projection_module(owner, layout)
+        caller = self.modules.get(module_path(node))
+        called = is_projection_module(owner, layout) and caller is owner
         access = Access.MODULE if called else Access.PARAMETER
         bias_node = bias if isinstance(bias, fx.Node) else None
         return LinearRead(
@@ -221,15 +222,14 @@ class LinearReader:
     def _owner(self, node: fx.Node, name: str) -> tuple[str, tuple[str, ...]]:
         """The name under which the calling module owns the weight, and the names that are ties.
 
-        One module registered at two places is not a tie; one tensor in two modules is.
+        One module registered at two places is not a tie, and goes by the first; one tensor in two modules is.
         """
         weight = _resolve(self.modules, name)
         names = self.owners.get(id(weight), [name])
-        here = module_path(node)
-        chosen = next((n for n in names if n.rpartition(".")[0] == here), names[0])
-        owner = self.modules[chosen.rpartition(".")[0]]
-        ties = [n for n in names if self.modules[n.rpartition(".")[0]] is not owner]
-        return chosen, tuple(ties)
+        owners = {n: self.modules[n.rpartition(".")[0]] for n in names}
+        caller = self.modules.get(module_path(node))
+        chosen = next((n for n in names if owners[n] is caller), names[0])
+        return chosen, tuple(n for n in names if owners[n] is not owners[chosen])
 
 
 def is_projection_module(module: nn.Module, layout: Layout) -> bool:

@@ -170,5 +170,7 @@ def _merge_twins(chosen: Chosen, notes: list[str]) -> Chosen:
         twin = seen.setdefault((p.weight_name, p.rows), p)
         if twin is not p:
             del chosen[p]
-            notes.append(f"{p.weight_name} is both {twin.role} and {p.role}: one adapter")
+            same = twin.role is p.role
+            what = f"{p.role} more than once" if same else f"both {twin.role} and {p.role}"
+            notes.append(f"{p.weight_name} is {what}: one adapter")
     return chosen

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from policies.roles import Role
+from surgery.anatomy.read import read
 from surgery.anatomy.types import Access, Anatomy, Unplaced
+from surgery.anatomy.verify import verify
 from surgery.errors import AnatomyError, CaptureError, PlanError, PolicyError, StateError
 from surgery.operations.plan import Plan
 from surgery.operations.planner import plan
@@ -281,6 +283,34 @@ def test_roles_with_the_same_rows_share_an_adapter(model: nn.Module, anatomy: An
     )
     assert [o.slot for o in made.operations] == ["key"]
     assert any("one adapter" in note for note in made.notes)
+
+
+class Shared(nn.Module):
+    """One module under three names: the query of two attentions and the key of one (shared QK)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out, self.last = (nn.Linear(8, 8) for _ in range(5))
+        self.both = self.again = self.q
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.out(F.scaled_dot_product_attention(self.q(x), self.both(x), self.v(x)))
+        return x + self.last(F.scaled_dot_product_attention(self.again(x), self.k(x), self.v(x)))
+
+
+def test_a_module_under_several_names_goes_by_the_first_and_gets_one_adapter() -> None:
+    model, x = Shared(), torch.randn(2, 5, 8)
+    anatomy = read(model, x)
+    names = [[p.weight_name for p in site.projections] for site in anatomy.sites]
+    assert names == [
+        ["q.weight", "q.weight", "v.weight", "out.weight"],
+        ["q.weight", "k.weight", "v.weight", "last.weight"],
+    ]
+    assert verify(model, anatomy, x).proved
+    roles = ["attention.query", "attention.key"]
+    made = plan(model, {"select": [{"roles": roles}]}, anatomy=anatomy)
+    assert [o.name for o in made.operations] == ["q.weight:query", "k.weight:key"]
+    assert any("q.weight is both attention.query and attention.key" in n for n in made.notes)
 
 
 def test_roles_that_share_some_rows_are_refused(model: nn.Module, anatomy: Anatomy) -> None:
