@@ -8,6 +8,7 @@ device is read as well as a real one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import islice, product
 from typing import Any
 
@@ -77,8 +78,9 @@ def _reached(read: LinearRead, operands: Sequence[fx.Node], flow: Flow) -> list[
     found = [set(channels) for channels in first.channels(read, operands)]
     masks = _MASKS if first.masked else _MASKS[:1]
     for mask, through in islice(product(masks, (False, True) if first.cut else (False,)), 1, None):
-        again = _Probe(flow, mask, through).channels(read, operands)
-        found = [own.union(more) for own, more in zip(found, again, strict=True)]
+        with suppress(Exception):  # what one mask picks may have no size that fits what follows
+            again = _Probe(flow, mask, through).channels(read, operands)
+            found = [own.union(more) for own, more in zip(found, again, strict=True)]
     return found
 
 

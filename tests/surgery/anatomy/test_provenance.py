@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from surgery.anatomy.capture import capture
+from surgery.anatomy.capture import Values, capture
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph
 from surgery.anatomy.linears import LinearReader
@@ -40,9 +40,11 @@ class Split(nn.Module):
         return self.cut(self, y) if self.cut.__code__.co_argcount == 2 else self.cut(y)
 
 
-def found(model: nn.Module, *given: Tensor) -> list[tuple[tuple[int, int, int], ...]]:
+def found(
+    model: nn.Module, *given: Tensor, values: Values = "any"
+) -> list[tuple[tuple[int, int, int], ...]]:
     """The rows of the layer that reach each output of the model."""
-    program = capture(model, given, {})
+    program = capture(model, given, {}, values=values)
     graph = Graph(inline(program))
     flow = Flow(graph, LinearReader(graph, model))
     (read,) = flow.reader.reads
@@ -148,6 +150,23 @@ def test_a_mask_of_the_user_hides_no_channel() -> None:
     given = torch.randn(2, 5, 6), torch.ones(2, 5, 1, dtype=torch.bool), torch.ones(2, 5, 1).long()
     rows = [ALL[:4], ALL[4:8], ALL[:4], ALL[6:9], ALL[5:7]]
     assert found(Masked(), *given) == expected(*rows)
+
+
+class Picked(nn.Module):
+    """Rows are picked by the user's mask, all of them in this call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(6, WIDTH)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        y = self.proj(x)
+        return y[mask].view(2, 5, WIDTH)[..., :3], y
+
+
+def test_a_mask_that_picks_too_few_ends_nothing() -> None:
+    given = torch.randn(2, 5, 6), torch.ones(2, 5, dtype=torch.bool)
+    assert found(Picked(), *given, values="all") == expected(ALL[:3], ALL)
 
 
 def test_a_value_that_is_rounded_and_put_back_straight_through_is_reached() -> None:
