@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from policies.roles import Role
@@ -91,12 +92,14 @@ class Verification:
             ],
         }  # fmt: skip
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Table | Text:
         held = sum(finding.proved for finding in self.findings)
         title = (
             f"{self.run} attentions ran{f' ({self.idle} for nothing)' if self.idle else ''}, "
             f"{self.read} were read; {held} of {len(self.findings)} claims seen to hold"
         )
+        if not self.refuted:
+            return Text(title)
         table = Table("site", "role", "weight", "moved instead", title=title, title_justify="left")
         for f in self.refuted:
             moved = ", ".join(f.moved) or "nothing"
