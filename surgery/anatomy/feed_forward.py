@@ -11,7 +11,7 @@ from surgery.anatomy.graph import op_name
 from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import ACTIVATIONS, MOVES, SCALES
 from surgery.anatomy.provenance import rows_reaching
-from surgery.anatomy.types import Rows
+from surgery.anatomy.types import Rows, run
 
 _GATING = frozenset({"sigmoid", "hardsigmoid"})
 
@@ -52,7 +52,7 @@ def _match(down: LinearRead, flow: Flow, taken: set[LinearRead]) -> FeedForwardR
         return None
     if len(sources) == 2:
         return _gated_by_two(sources, down, region, flow)
-    whole = _whole(sources[0])
+    whole = sources[0].rows
     rows = rows_reaching(sources[0], [down.x], flow)[0] if packed else whole
     if packed and rows == whole:
         return None  # what attention reads, too, is no row of a feed-forward packed beside it
@@ -79,7 +79,7 @@ def _gated_by_two(
         return None
     gate = activated[0]
     up = next(read for read in sources if read is not gate)
-    return FeedForwardReads((up, _whole(up)), (gate, _whole(gate)), down)
+    return FeedForwardReads((up, up.rows), (gate, gate.rows), down)
 
 
 def _is_activated(read: LinearRead, region: frozenset[fx.Node], flow: Flow) -> bool:
@@ -103,7 +103,7 @@ def _by_one(
 ) -> FeedForwardReads:
     """Plain, or up and gate fused in one weight: then a product joins two disjoint sets of ``rows``."""
     for node in sorted(region, key=flow.graph.order.__getitem__):
-        if op_name(node) == "glu" and rows == _whole(source):
+        if op_name(node) == "glu" and rows == source.rows:
             return _glu(source, down)
         sides = [s for s in node.all_input_nodes if s in region]
         if op_name(node) == "mul" and len(sides) == 2:
@@ -118,8 +118,8 @@ def _by_one(
 
 def _glu(source: LinearRead, down: LinearRead) -> FeedForwardReads:
     """``glu(x)`` multiplies the first half with the sigmoid of the second."""
-    start, half = source.start, source.out_features // 2
-    up, gate = (start, start + half, 1), (start + half, start + 2 * half, 1)
+    half = source.out_features // 2
+    up, gate = run(source.channels[:half]), run(source.channels[half:])
     return FeedForwardReads((source, (up,)), (source, (gate,)), down)
 
 
@@ -140,7 +140,3 @@ def _disjoint(first: Rows, second: Rows) -> bool:
     one = {c for run in first for c in range(*run)}
     two = {c for run in second for c in range(*run)}
     return bool(one) and bool(two) and not one & two
-
-
-def _whole(read: LinearRead) -> Rows:
-    return ((read.start, read.start + read.out_features, 1),)

@@ -103,7 +103,7 @@ class EinsumCall:
         for x, weight, seen, own in ((first, second, left, right), (second, first, right, left)):
             view = reader.weight(weight)
             layout = _side(seen, own, result)
-            if view is not None and not view.transposed and not view.start and layout is not None:
+            if view is not None and not view.transposed and layout is not None:
                 outer = own[1:] if layout is Layout.IN_OUT else own[:1]
                 dims = tuple(result.index(letter) for letter in outer)
                 return reader.build_einsum(node, x, view, layout, dims)

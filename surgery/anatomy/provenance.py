@@ -41,10 +41,13 @@ def rows_reaching(read: LinearRead, operands: Sequence[fx.Node], flow: Flow) -> 
         One set of runs for each operand; empty where nothing reaches it.
     """
     if len(operands) == 1 and _keeps_all_channels(read.node, operands[0], flow):
-        return [((read.start, read.start + read.out_features, 1),)]
+        return [read.rows]
     with torch.device("cpu"):  # whatever the user's default is: the values are made up here
         channels = _Probe(flow).channels(read, operands)
-    return [to_runs([read.start + c for c in found]) for found in channels]
+    return [
+        read.rows if len(found) == read.out_features else to_runs(read.channels[c] for c in found)
+        for found in channels
+    ]
 
 
 def to_runs(channels: Iterable[int]) -> Rows:

@@ -135,14 +135,14 @@ class Reading:
                     found[role].append(self._projection(role, read_, own, site.module))
         for read_ in sorted(site.output, key=lambda r: self.flow.graph.order[r.node]):
             role = Role.ATTENTION_OUTPUT
-            found[role].append(self._projection(role, read_, _whole(read_), site.module))
+            found[role].append(self._projection(role, read_, read_.rows, site.module))
         order = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)
         return tuple(dict.fromkeys(p for role in order for p in found[role]))
 
     def _feed_forward(self) -> tuple[FeedForward, ...]:
         found: dict[tuple[Projection, ...], int | None] = {}
         for block in self.feed_forward:
-            parts = [(Role.UP, *block.up), (Role.DOWN, block.down, _whole(block.down))]
+            parts = [(Role.UP, *block.up), (Role.DOWN, block.down, block.down.rows)]
             if block.gate:
                 parts.insert(1, (Role.GATE, *block.gate))
             path = module_path(block.up[0].node)
@@ -155,7 +155,7 @@ class Reading:
 
     def _other(self, read_: LinearRead) -> Projection:
         role = Role.HEAD if read_ in self.heads else Role.OTHER
-        return self._projection(role, read_, _whole(read_), module_path(read_.node))
+        return self._projection(role, read_, read_.rows, module_path(read_.node))
 
     def _projection(self, role: Role, read_: LinearRead, rows: Rows, path: str) -> Projection:
         owner = self.flow.reader.modules[read_.module]
@@ -190,6 +190,9 @@ class Reading:
         for site in self.sites:
             what = f"{site.core.kind} attention"
             found += [Unplaced(what, site.module, problem) for problem in site.problems]
+        found += [
+            Unplaced("linear", module_path(n), why) for n, why in self.flow.reader.unread.items()
+        ]
         found += [_stack(name, node) for name, node in stacked_weights(self.flow).items()]
         return tuple(dict.fromkeys(found))
 
@@ -232,9 +235,9 @@ def _block_reads(block: FeedForwardReads) -> Iterable[LinearRead]:
 
 def _count_calls(reads: Iterable[LinearRead]) -> dict[str, int]:
     """How often each weight is applied; several blocks of one packed weight count once."""
-    calls: dict[tuple[str, int], int] = defaultdict(int)
+    calls: dict[tuple[str, range], int] = defaultdict(int)
     for read_ in reads:
-        calls[read_.weight, read_.start] += 1
+        calls[read_.weight, read_.channels] += 1
     counted: dict[str, int] = {}
     for (weight, _), number in calls.items():
         counted[weight] = max(counted.get(weight, 0), number)
@@ -244,7 +247,3 @@ def _count_calls(reads: Iterable[LinearRead]) -> dict[str, int]:
 def _embedding_rows(graph: Graph) -> tuple[int, ...]:
     tables = [n.args[0] for n in graph.nodes if op_name(n) == "embedding"]
     return tuple(dict.fromkeys(shape_of(t)[0] for t in tables if isinstance(t, fx.Node)))
-
-
-def _whole(read_: LinearRead) -> Rows:
-    return ((read_.start, read_.start + read_.out_features, 1),)
