@@ -26,3 +26,28 @@ def reordered(node: fx.Node) -> tuple[int, ...] | None:
     names = torch.empty([*range(1, len(shape_of(source)) + 1)], device="meta")
     moved: Any = node.target(names, *rest, **node.kwargs)  # type: ignore[operator]
     return tuple(size - 1 for size in moved.shape)
+
+
+def einsum_terms(node: fx.Node) -> tuple[list[str], str]:
+    """The letters of each operand's dimensions, and of those of the result.
+
+    What ``...`` stands for gets Greek letters, and a result that is not written out is made explicit.
+    """
+    equation, operands = node.args[:2]
+    assert isinstance(equation, str) and isinstance(operands, list | tuple)
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    hidden = [
+        len(shape_of(operand)) - len(term.replace("...", ""))
+        for term, operand in zip(terms, operands, strict=True)
+        if isinstance(operand, fx.Node)
+    ]
+    dots = "αβγδεζηθ"[: max(hidden)]
+    terms = [
+        term.replace("...", dots[len(dots) - count :])
+        for term, count in zip(terms, hidden, strict=True)
+    ]
+    if not arrow:
+        written = sorted(set(inputs) - set(".,"))
+        result = "..." + "".join(letter for letter in written if inputs.count(letter) == 1)
+    return terms, result.replace("...", dots)

@@ -15,6 +15,7 @@ from surgery.anatomy.operators import (
     FACTORIES,
     MODULATIONS,
     MOVES,
+    PRODUCTS,
     SCALES,
     SHAPE_FROM_SECOND,
     SUMS,
@@ -50,6 +51,10 @@ class Flow:
         self.graph, self.reader = graph, reader
         # A learned query has no input behind it, but its projection is as real as any other.
         self.active = graph.data | graph.descendants(read.node for read in reader.reads)
+        weights = [
+            n for n in graph.program.graph.nodes if graph.tensor_name(n) in reader.parameters
+        ]
+        self._learned = graph.descendants(weights)
         self._origins: dict[tuple[fx.Node, bool], Origins] = {}
 
     def origins(self, node: fx.Node, *, through_activations: bool = False) -> Origins:
@@ -88,9 +93,22 @@ class Flow:
         if node.op != "call_function" or node in self.reader.by_node:
             return False
         name = op_name(node)
-        if name in MOVES or name in SCALES or is_depthwise(node):
+        if (
+            name in MOVES
+            or name in SCALES
+            or is_depthwise(node)
+            or self.multiplies_a_constant(node)
+        ):
             return True
         return through_activations and name in ACTIVATIONS
+
+    def multiplies_a_constant(self, node: fx.Node) -> bool:
+        """Whether the node is a product with a matrix that nobody learns: rotations, a Fourier basis."""
+        if op_name(node) not in PRODUCTS:
+            return False
+        factors = node.all_input_nodes
+        constant = [f for f in factors if f not in self.active and f not in self._learned]
+        return len(constant) == len(factors) - 1
 
     def _combine(self, node: fx.Node, through_activations: bool) -> Origins:
         read = self.reader.by_node.get(node)

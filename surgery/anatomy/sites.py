@@ -230,16 +230,18 @@ def _output(core: Core, flow: Flow) -> Role:
 
 def _reads_a_stack(node: fx.Node, flow: Flow) -> bool:
     """A product with one of many matrices, or with all of them, of which no role can name the rows."""
-    if op_name(node) == "linear":
-        weight = node.args[1]
-        return isinstance(weight, fx.Node) and shows_a_stack(weight, flow)
-    return op_name(node) in PRODUCTS and not all(o in flow.active for o in product_operands(node))
+    factors = node.args[:2] if op_name(node) == "linear" else product_operands(node)
+    return op_name(node) in PRODUCTS | {"linear"} and any(
+        isinstance(factor, fx.Node) and shows_a_stack(factor, flow) for factor in factors
+    )
 
 
 def _carries_output(
     node: fx.Node, seen: set[fx.Node], own: frozenset[LinearRead], flow: Flow
 ) -> bool:
     name = op_name(node)
+    if flow.multiplies_a_constant(node):
+        return True
     if name not in MOVES and name not in SCALES and name not in ACTIVATIONS:
         return False
     if not adds(node) or name in {"cat", "concat", "stack"}:
