@@ -140,15 +140,15 @@ class LinearReader:
         weight = getattr(owner, parameter, None)
         if not isinstance(x, fx.Node) or not isinstance(weight, nn.Parameter):
             return None
-        if x not in self.graph.data and self.weight(x) is not None:
-            return None  # a product of two weights is no projection
+        called = module_path(node) == module and is_projection_module(owner, layout)
+        if not called and x not in self.graph.data and self.weight(x) is not None:
+            return None  # a product of two weights is no projection, a layer applied to one is
         channels = output_channels(view, tuple(weight.shape), layout)
         if channels is None:
             self.unread[node] = (
                 f"it reads {name} by other parts than its output channels: no role can name them"
             )
             return None
-        called = module_path(node) == module and is_projection_module(owner, layout)
         access = Access.MODULE if called else Access.PARAMETER
         bias_node = bias if isinstance(bias, fx.Node) else None
         return LinearRead(
