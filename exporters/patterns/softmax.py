@@ -11,7 +11,8 @@ from torch import fx
 from exporters.evaluate import Evaluator, index_tensor
 from exporters.patterns.base import LOWEST, Refusal, is_move, keeps_values, scale_factor
 from exporters.patterns.scores import Replay, Scores
-from surgery.anatomy.attention import Core, product_operands
+from surgery.anatomy.attention import Core
+from surgery.anatomy.axes import product_operands
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})

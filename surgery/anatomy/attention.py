@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import fx
 
+from surgery.anatomy.axes import (
+    Labels,
+    carried,
+    carried_along,
+    factors_of,
+    product_operands,
+    summed,
+)
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name, shape_of
 from surgery.anatomy.operators import MOVES, NORMS, PRODUCTS, SCALES
@@ -91,22 +98,16 @@ class SoftmaxBetweenProducts:
 
     def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
         """See :class:`AttentionPattern`."""
-        scores, mixed_before = _scores_behind(node, flow)
-        if not scores:
+        scores = _scores_behind(node, flow)
+        if not scores.products:
             return NoMatch("no product of two activations behind the softmax")
-        found = _product_after(node, flow)
+        found = _product_after(node, scores.labels, flow)
         if found is None:
             return NoMatch("no product with a value after the softmax", attention_like=True)
-        result, value, mixed_after, sums_rows = found
-        sides = _sides(scores[0], node, sums_rows)
-        if sides is None:
-            return NoMatch(f"operands of {scores[0].name} are not nodes", attention_like=True)
-        notes = (
-            ["talking heads: scores are mixed across heads"] if mixed_before or mixed_after else []
-        )
-        if len(scores) > 1:
-            notes.append(f"{len(scores)} products are summed into the scores; the first is read")
-        return Core("softmax", node, *sides, value, result, tuple(notes))
+        operands = product_operands(scores.products[0])
+        key = _key(scores, node, found)
+        sides = operands[1 - key], operands[key]
+        return Core("softmax", node, *sides, found.value, found.result, _notes(scores, found))
 
 
 PATTERNS: tuple[AttentionPattern, ...] = (
@@ -129,7 +130,7 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
                 cores.append(found)
             elif found.attention_like:
                 missed.append((node, found))
-    attended = {score for core in cores for score in _scores_behind(core.node, flow)[0]}
+    attended = {score for core in cores for score in _scores_behind(core.node, flow).products}
     return cores, [
         (node, miss) for node, miss in missed if not _weighs_nothing(node, attended, flow)
     ]
@@ -139,7 +140,7 @@ def _weighs_nothing(softmax: fx.Node, attended: set[fx.Node], flow: Flow) -> boo
     """Whether a softmax only shows the scores of an attention that was found, or is never used (SAM 2)."""
     if softmax not in flow.graph.live:
         return True
-    return not attended.isdisjoint(_scores_behind(softmax, flow)[0][:1])
+    return not attended.isdisjoint(_scores_behind(softmax, flow).products[:1])
 
 
 _SCORE_OPS = MOVES | SCALES | {"tanh", "log", "exp", "sigmoid", "relu"}
@@ -153,27 +154,31 @@ def is_product(node: fx.Node, flow: Flow) -> bool:
     return len(operands) == 2 and all(operand in flow.active for operand in operands)
 
 
-def product_operands(node: fx.Node) -> list[fx.Node]:
-    """The two factors of a product."""
-    name = op_name(node)
-    args = (
-        node.args[1] if name == "einsum" else node.args[1:3] if name == "baddbmm" else node.args[:2]
-    )
-    return (
-        [arg for arg in args if isinstance(arg, fx.Node)] if isinstance(args, list | tuple) else []
-    )
+@dataclass(frozen=True)
+class _Scores:
+    """What lies behind a softmax.
+
+    Attributes:
+        products: Products of two activations, nearest first.
+        mixed: Whether heads are mixed on the way.
+        labels: Which factor of the first product each dimension of the softmax comes from, if known.
+    """
+
+    products: tuple[fx.Node, ...]
+    mixed: bool
+    labels: Labels | None
 
 
-def _scores_behind(softmax: fx.Node, flow: Flow) -> tuple[list[fx.Node], bool]:
-    """Products behind a softmax, nearest first, and whether heads are mixed on the way."""
+def _scores_behind(softmax: fx.Node, flow: Flow) -> _Scores:
     found: list[fx.Node] = []
     mixed = False
-    seen, queue = {softmax}, [softmax]
+    after: dict[fx.Node, fx.Node] = {}
+    queue = [softmax]
     for node in queue:
         for source in node.all_input_nodes:
-            if source in seen or source not in flow.active:
+            if source in after or source not in flow.active:
                 continue
-            seen.add(source)
+            after[source] = node
             if is_product(source, flow):
                 found.append(source)
             elif _mixes_heads(source, flow):
@@ -181,7 +186,8 @@ def _scores_behind(softmax: fx.Node, flow: Flow) -> tuple[list[fx.Node], bool]:
                 queue.append(source)
             elif _keeps_scores(source, flow):
                 queue.append(source)
-    return found, mixed
+    labels = carried_along(after, found[0], factors_of(found[0])) if found else None
+    return _Scores(tuple(found), mixed, labels)
 
 
 def _keeps_scores(node: fx.Node, flow: Flow) -> bool:
@@ -196,23 +202,40 @@ def _mixes_heads(node: fx.Node, flow: Flow) -> bool:
     return read is not None and read.in_features == read.out_features and len(shape_of(node)) == 4
 
 
-def _product_after(
-    softmax: fx.Node, flow: Flow
-) -> tuple[fx.Node, fx.Node, bool, bool | None] | None:
-    """The product of the probabilities with a value: the product, the value, head mixing, :func:`_sums_rows`."""
+@dataclass(frozen=True)
+class _Weighing:
+    """The product of the probabilities with a value.
+
+    Attributes:
+        result, value: The product, and its other factor.
+        mixed: Whether heads are mixed on the way.
+        summed: For each dimension of the probabilities that it sums over, the factors of the scores
+            that this one comes from; empty where that is not known.
+    """
+
+    result: fx.Node
+    value: fx.Node
+    mixed: bool
+    summed: tuple[frozenset[int], ...]
+
+
+def _product_after(softmax: fx.Node, labels: Labels | None, flow: Flow) -> _Weighing | None:
     mixed = False
-    turns: dict[fx.Node, bool | None] = {softmax: False}
+    known: dict[fx.Node, Labels | None] = {softmax: labels}
     queue = [softmax]
     for node in queue:
         for user in sorted(node.users, key=flow.graph.order.__getitem__):
-            if user in turns:
+            if user in known:
                 continue
-            turns[user] = turned(user, turns[node])
             if is_product(user, flow):
-                values = [operand for operand in product_operands(user) if operand not in turns]
+                operands, own = product_operands(user), known[node]
+                values = [operand for operand in operands if operand not in known]
                 if len(values) == 1:
-                    return user, values[0], mixed, _sums_rows(user, node, turns[node])
-            elif _mixes_heads(user, flow):
+                    dims = summed(user, operands.index(node)) if own is not None else ()
+                    over = tuple(own[dim] for dim in dims) if own is not None else ()
+                    return _Weighing(user, values[0], mixed, over)
+            known[user] = carried(user, node, known[node])
+            if _mixes_heads(user, flow):
                 mixed = True
                 queue.append(user)
             elif _keeps_scores(user, flow) or op_name(user) in {"batch_norm", "layer_norm"}:
@@ -220,58 +243,24 @@ def _product_after(
     return None
 
 
-def turned(node: fx.Node, before: bool | None) -> bool | None:
-    """Whether the last two dimensions have changed places after ``node``; None if others took part."""
-    if before is None or op_name(node) not in {"transpose", "swapaxes", "permute", "mT", "t"}:
-        return before
-    dims = len(shape_of(node))
-    order = list(range(dims))
-    if op_name(node) == "permute":
-        order = [int(d) % dims for d in node.args[1]]  # type: ignore[arg-type, union-attr]
-    elif op_name(node) in {"mT", "t"}:
-        order[-2:] = order[:-3:-1]
-    else:
-        one, two = (int(d) % dims for d in node.args[1:3])  # type: ignore[arg-type]
-        order[one], order[two] = two, one
-    if set(order[-2:]) != {dims - 1, dims - 2}:
-        return None
-    return before != (order[-1] != dims - 1)
+def _key(scores: _Scores, softmax: fx.Node, found: _Weighing) -> int:
+    """Which factor of the scores is the key: the product with the values sums over it.
 
-
-def _sums_rows(product: fx.Node, probabilities: fx.Node, flipped: bool | None) -> bool | None:
-    """Whether the product with the values sums over the rows of the scores; None where that is not plain."""
-    if flipped is None or op_name(product) not in {"matmul", "bmm", "mm"}:
-        return None
-    return (product_operands(product)[0] is probabilities) == flipped
-
-
-def _sides(
-    product: fx.Node, softmax: fx.Node, sums_rows: bool | None
-) -> tuple[fx.Node, fx.Node] | None:
-    """Query and key among the operands: the product with the values sums over the keys.
-
-    The softmax runs over them too, but for slot attention, where slots compete for each token.
+    The softmax runs over it too, but for slot attention, where slots compete for each token.
     """
-    operands = product_operands(product)
-    if len(operands) != 2:
-        return None
-    left, right = operands
-    swapped = _softmax_dim_from_end(softmax) == 2 if sums_rows is None else sums_rows
-    if op_name(product) == "einsum":
-        swapped = _einsum_swapped(product, softmax)
-    return (right, left) if swapped else (left, right)
-
-
-def _softmax_dim_from_end(softmax: fx.Node) -> int:
     dim = softmax.args[1] if len(softmax.args) > 1 else softmax.kwargs.get("dim", -1)
     assert isinstance(dim, int)
-    return -dim if dim < 0 else len(shape_of(softmax)) - dim
+    if scores.labels is None:
+        return int(dim % len(shape_of(softmax)) != len(shape_of(softmax)) - 2)
+    sides = (frozenset[int]().union(*found.summed), scores.labels[dim])
+    return next((factor for factors in sides if len(factors) == 1 for factor in factors), 1)
 
 
-def _einsum_swapped(product: fx.Node, softmax: fx.Node) -> bool:
-    """In ``bhid,bhjd->bhij`` with a softmax over j, the key is the operand that holds j."""
-    equation = re.sub(r"\s", "", str(product.args[0]))
-    inputs, _, output = equation.partition("->")
-    left, _, right = inputs.partition(",")
-    label = output[-min(_softmax_dim_from_end(softmax), len(output))]
-    return label in left and label not in right
+def _notes(scores: _Scores, found: _Weighing) -> tuple[str, ...]:
+    notes = []
+    if scores.mixed or found.mixed:
+        notes.append("talking heads: scores are mixed across heads")
+    if len(scores.products) > 1:
+        count = len(scores.products)
+        notes.append(f"{count} products are summed into the scores; the first is read")
+    return tuple(notes)

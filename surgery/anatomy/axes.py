@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +10,18 @@ from torch import fx
 
 from surgery.anatomy.graph import op_name, shape_of
 
+Labels = tuple[frozenset[int], ...]
+"""What each dimension of a value is made of, in numbers that the asker chooses."""
+
 REORDERS = frozenset({"adjoint", "mH", "mT", "matrix_H", "moveaxis", "movedim", "numpy_T", "permute",
                       "swapaxes", "swapdims", "t", "transpose"})  # fmt: skip
+
+_RESHAPES = frozenset({"_unsafe_view", "flatten", "reshape", "reshape_as", "squeeze", "unflatten",
+                       "unsqueeze", "view", "view_as"})  # fmt: skip
+_LISTS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split"})
+_OPAQUE = frozenset({"as_strided", "col2im", "einsum", "gather", "im2col", "index", "pixel_shuffle",
+                     "pixel_unshuffle", "rot90", "tile", "unfold", "view_as_complex", "view_as_real"})  # fmt: skip
+_NONE: frozenset[int] = frozenset()
 
 
 def reordered(node: fx.Node) -> tuple[int, ...] | None:
@@ -51,3 +62,92 @@ def einsum_terms(node: fx.Node) -> tuple[list[str], str]:
         written = sorted(set(inputs) - set(".,"))
         result = "..." + "".join(letter for letter in written if inputs.count(letter) == 1)
     return terms, result.replace("...", dots)
+
+
+def factors_of(product: fx.Node) -> Labels:
+    """For each dimension of a product, the factor that it comes from, 0 or 1; none for what both have."""
+    if op_name(product) == "einsum":
+        (left, right), result = einsum_terms(product)
+        return tuple(
+            frozenset({int(letter in right)}) if (letter in left) != (letter in right) else _NONE
+            for letter in result
+        )
+    dims = [len(shape_of(factor)) for factor in product_operands(product)]
+    own = [frozenset({factor}) for factor in (0, 1) if dims[factor] > 1]
+    return (*[_NONE] * (len(shape_of(product)) - len(own)), *own)
+
+
+def summed(product: fx.Node, position: int) -> tuple[int, ...]:
+    """The dimensions of one factor that a product sums over."""
+    if op_name(product) == "einsum":
+        terms, result = einsum_terms(product)
+        return tuple(d for d, letter in enumerate(terms[position]) if letter not in result)
+    dims = len(shape_of(product_operands(product)[position]))
+    return (max(dims - 2, 0) if position else dims - 1,)
+
+
+def product_operands(node: fx.Node) -> list[fx.Node]:
+    """The factors of a product."""
+    name = op_name(node)
+    args = (
+        node.args[1] if name == "einsum" else node.args[1:3] if name == "baddbmm" else node.args[:2]
+    )
+    return (
+        [arg for arg in args if isinstance(arg, fx.Node)] if isinstance(args, list | tuple) else []
+    )
+
+
+def carried(node: fx.Node, source: fx.Node, labels: Labels | None) -> Labels | None:
+    """The labels of a value, given those of one of its inputs; None where they are lost."""
+    name, before, after = op_name(node), shape_of(source), shape_of(node)
+    if labels is None or name in _OPAQUE:
+        return None
+    order = reordered(node)
+    if order is not None:
+        return tuple(labels[dim] for dim in order)
+    if name in _LISTS or (name == "getitem" and not before):
+        return labels
+    if name in _RESHAPES:
+        return _regrouped(labels, before, after)
+    if name in {"select", "unbind"}:
+        dim = node.args[1] if len(node.args) > 1 else 0
+        assert isinstance(dim, int)
+        dim %= len(labels)
+        return (*labels[:dim], *labels[dim + 1 :])
+    added = len(after) - len(labels)
+    return None if added < 0 or name == "stack" else (*[_NONE] * added, *labels)
+
+
+def carried_along(
+    after: Mapping[fx.Node, fx.Node], start: fx.Node, labels: Labels
+) -> Labels | None:
+    """The labels at the end of the way from ``start``; ``after`` names the next node of each."""
+    node, found = start, labels or None
+    while node in after:
+        node, found = after[node], carried(after[node], node, found)
+    return found
+
+
+def _regrouped(labels: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels | None:
+    """Dimensions are merged and split in runs of one size; all of a run get the labels of all of it.
+
+    Those of size 1 come and go and have none.
+    """
+    sizes = [(size, own) for size, own in zip(before, labels, strict=True) if size != 1]
+    found = [_NONE] * len(after)
+    into = [dim for dim, size in enumerate(after) if size != 1]
+    while sizes and into:
+        (old, own), run = sizes.pop(0), [into.pop(0)]
+        new = after[run[0]]
+        while old != new and (sizes if old < new else into):
+            if old < new:
+                size, more = sizes.pop(0)
+                old, own = old * size, own | more
+            else:
+                run.append(into.pop(0))
+                new *= after[run[-1]]
+        if old != new:
+            return None
+        for dim in run:
+            found[dim] = own
+    return tuple(found)

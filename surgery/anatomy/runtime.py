@@ -20,10 +20,10 @@ from torch._higher_order_ops.flex_attention import flex_attention as flex_attent
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from surgery.anatomy.counting import REORDERS, Counts, summed
+
 _PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"})
-_MATMULS = _PRODUCTS - {"einsum", "baddbmm"}
 _SOFTMAXES = frozenset({"softmax", "_softmax"})
-_TURNS = frozenset({"transpose", "swapaxes", "permute", "movedim"})
 # A state that a recurrence decays, adds to or gathers (Mamba, delta rules) is no context of linear attention.
 _CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone"})
 _OPAQUE = frozenset({"linear", "conv1d", "conv2d", "layer_norm", "group_norm", "embedding"})
@@ -54,12 +54,16 @@ class _Trace:
 
     scores: tuple[Tensor, Tensor] | None = None
     probabilities: tuple[Tensor, Tensor] | None = None
-    over_rows: bool = False
     softened: Tensor | None = None
-    flipped: bool = False
-    turned: bool = False
+    counts: Counts | None = None
+    key: int = 1
     direct: bool = True
     event: list[int] = field(default_factory=list)
+
+    def summed(self, dims: list[int], otherwise: int) -> int:
+        """The operand of the scores that these dimensions come from."""
+        found = self.counts.operand(dims) if self.counts is not None else None
+        return otherwise if found is None else found
 
 
 @dataclass
@@ -81,7 +85,6 @@ class AttentionWatch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
         if func is F.scaled_dot_product_attention:
             self.record("sdpa", *_operands(("query", "key", "value"), args, kwargs))
             with torch._C.DisableTorchFunction():
@@ -90,11 +93,11 @@ class AttentionWatch(TorchFunctionMode):
             return self._look_inside(func, args, kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            self._follow(name, args, kwargs, result)
+            self._follow(func, args, kwargs, result)
         elif isinstance(result, tuple | list):
-            for part in result:
+            for number, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._follow(name, args, kwargs, part)
+                    self._follow(func, args, kwargs, part, number)
         return result
 
     def _look_inside(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -102,49 +105,56 @@ class AttentionWatch(TorchFunctionMode):
         with mock.patch.object(F, "has_torch_function", return_value=False), self:
             return func(*args, **kwargs)
 
-    def _follow(self, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
-        tensors = _tensors((args, kwargs))
+    def _follow(
+        self,
+        func: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        result: Tensor,
+        part: int | None = None,
+    ) -> None:
+        name, tensors = getattr(func, "__name__", ""), _tensors((args, kwargs))
         if name in _PRODUCTS:
-            self._product(name, tensors, result)
+            self._product(name, args, tensors, result)
             return
-        traces = [t for t in map(self._trace, tensors) if t is not None]
-        if not traces and name in _SOFTMAXES:
-            traces = [_Trace(softened=tensors[0])]
-        if not traces or (name in _OPAQUE and not _mixes_heads(tensors, result)):
+        found = [trace for trace in map(self._trace, tensors) if trace is not None]
+        if not found and name in _SOFTMAXES:
+            found = [_Trace(softened=tensors[0])]
+        if not found or (name in _OPAQUE and not _mixes_heads(tensors, result)):
             return
         # A hard assignment is made of scores and probabilities: what counts is that it was normalised.
-        trace = next((t for t in traces if t.probabilities is not None), traces[0])
+        trace = next((t for t in found if t.probabilities is not None), found[0])
         if name in _SOFTMAXES and trace.scores is not None:
-            rows = _over_rows(args, kwargs, result)
-            trace = _Trace(probabilities=trace.scores, over_rows=rows)
-        elif _flips(name, tensors[0], args):
-            trace = replace(trace, flipped=not trace.flipped)
-        elif name in _TURNS:
-            trace = replace(trace, turned=True, direct=False)
-        elif name not in _CASTS:
-            trace = replace(trace, direct=False)
+            key = _softmax_over(args, kwargs, result, trace.counts)
+            trace = _Trace(probabilities=trace.scores, counts=trace.counts, key=key)
+        else:
+            trace = _after(trace, func, args, kwargs, result, part)
         self._set(result, trace)
 
-    def _product(self, name: str, tensors: list[Tensor], result: Tensor) -> None:
+    def _product(self, name: str, args: Any, tensors: list[Tensor], result: Tensor) -> None:
         operands = tensors[-2:]
         if len(operands) < 2 or any(isinstance(t, nn.Parameter) for t in operands):
             return
         for index, operand in enumerate(operands):
             trace = self._trace(operand)
             if trace is not None and trace.probabilities is not None:
-                by_rows = _sums_rows(trace, index) if name in _MATMULS else trace.over_rows
-                first, second = trace.probabilities
-                query, key = (second, first) if by_rows else (first, second)
-                # One softmax is one attention, also where its parts weigh several values (Pegasus-X).
-                if not trace.event:
-                    trace.event.append(len(self.events))
-                    self.record("softmax", query, key, operands[1 - index])
+                key = trace.summed(summed(name, args, index, operand), otherwise=trace.key)
+                self._weighs(trace, key, operands[1 - index])
                 self.attended(result, trace.event[0])
                 return
         if self._linear(operands):
             self.attended(result, len(self.events) - 1)
         else:
-            self._set(result, _Trace(scores=(operands[0], operands[1])))
+            first, second = operands
+            counts = Counts.of(name, args, (first, second), result)
+            self._set(result, _Trace(scores=(first, second), counts=counts))
+
+    def _weighs(self, trace: _Trace, key: int, value: Tensor) -> None:
+        """One softmax is one attention, also where its parts weigh several values (Pegasus-X)."""
+        if not trace.event:
+            assert trace.probabilities is not None
+            trace.event.append(len(self.events))
+            self.record("softmax", trace.probabilities[1 - key], trace.probabilities[key], value)
 
     def _linear(self, operands: list[Tensor]) -> bool:
         """``query (key^T value)``: a product over tokens, then one over the channels of the key."""
@@ -160,9 +170,9 @@ class AttentionWatch(TorchFunctionMode):
         made_of_products = any((self._trace(s) or _Trace()).scores is not None for s in scores)
         if made_of_products or scores[0].shape[-1] <= operands[0].shape[-1]:
             return False
-        key_last = (index == 0) != traces[index].flipped
-        key, value = (scores[1], scores[0]) if key_last else scores
-        self.record("linear", *map(self._unsoftened, (operands[1 - index], key, value)))
+        key = traces[index].summed([-1 if index == 0 else -2], otherwise=1 - index)
+        record = (operands[1 - index], scores[key], scores[1 - key])
+        self.record("linear", *map(self._unsoftened, record))
         return True
 
     def _unsoftened(self, tensor: Tensor) -> Tensor:
@@ -249,16 +259,22 @@ def _operands(names: tuple[str, ...], args: Any, kwargs: Any) -> tuple[Tensor, T
     return found[0], found[1], found[2]
 
 
-def _flips(name: str, source: Tensor, args: Any) -> bool:
-    """Whether the last two dimensions were exchanged."""
-    if name == "t":
-        return True
-    if name in {"transpose", "swapaxes"}:
-        return {d % source.ndim for d in args[1:3]} == {source.ndim - 1, source.ndim - 2}
-    if name == "permute":
-        dims = args[1] if isinstance(args[1], tuple | list) else args[1:]
-        return [d % source.ndim for d in dims[-2:]] == [source.ndim - 1, source.ndim - 2]
-    return False
+def _after(
+    trace: _Trace,
+    func: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    result: Tensor,
+    part: int | None,
+) -> _Trace:
+    """The trace of what a function made of a traced tensor."""
+    name, before = getattr(func, "__name__", ""), trace.counts
+    if before is None:
+        return replace(trace, direct=trace.direct and name in _CASTS)
+    counts = before.moved(func, args, kwargs, result, part)
+    turned = name in REORDERS and trace.direct and counts is not None and before.turned(counts)
+    direct = trace.direct and (name in _CASTS or turned)
+    return replace(trace, counts=counts, direct=direct)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -276,15 +292,11 @@ def _mixes_heads(tensors: list[Tensor], result: Tensor) -> bool:
     return bool(tensors) and tensors[0].ndim == 4 and tensors[0].shape == result.shape
 
 
-def _over_rows(args: Any, kwargs: Any, result: Tensor) -> bool:
-    """Whether a softmax runs over the second dimension from the end."""
-    dim = kwargs.get("dim", args[1] if len(args) > 1 and isinstance(args[1], int) else -1)
-    return dim in (-2, result.ndim - 2)
+def _softmax_over(args: Any, kwargs: Any, result: Tensor, counts: Counts | None) -> int:
+    """The operand of the scores that a softmax runs over: the key, but for slot attention.
 
-
-def _sums_rows(trace: _Trace, position: int) -> bool:
-    """Whether the product with the values sums over the first operand of the scores: that one is the key.
-
-    It is what the softmax runs over, but for slot attention: there slots compete for each token.
+    There slots compete for each token; the product with the values has the last word.
     """
-    return trace.over_rows if trace.turned else (position == 0) == trace.flipped
+    dim = kwargs.get("dim", args[1] if len(args) > 1 and isinstance(args[1], int) else -1)
+    found = counts.operand([dim]) if counts is not None else None
+    return int(dim not in (-2, result.ndim - 2)) if found is None else found

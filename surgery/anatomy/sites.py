@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from surgery.anatomy.attention import Core, NoMatch, find_cores, is_product, product_operands
+from surgery.anatomy.attention import Core, NoMatch, find_cores, is_product
+from surgery.anatomy.axes import product_operands
 from surgery.anatomy.flow import Flow, adds
 from surgery.anatomy.graph import is_tensor, module_path, op_name
 from surgery.anatomy.linear_attention import find_linear_attention
