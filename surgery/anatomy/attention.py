@@ -18,6 +18,7 @@ from surgery.anatomy.axes import (
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name, shape_of
 from surgery.anatomy.operators import MOVES, NORMS, PRODUCTS, SCALES
+from surgery.anatomy.softmaxes import SOFTMAXES, SPELLED, softmax_dim
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,26 +95,44 @@ class FlexAttention:
 class SoftmaxBetweenProducts:
     """A softmax of a product of two activations, multiplied with a third."""
 
-    ops = frozenset({"softmax", "_softmax", "_safe_softmax"})
+    ops = SOFTMAXES
 
     def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
         """See :class:`AttentionPattern`."""
-        scores = _scores_behind(node, flow)
-        if not scores.products:
-            return NoMatch("no product of two activations behind the softmax")
-        found = _product_after(node, scores.labels, flow)
-        if found is None:
-            return NoMatch("no product with a value after the softmax", attention_like=True)
-        operands = product_operands(scores.products[0])
-        key = _key(scores, node, found)
-        sides = operands[1 - key], operands[key]
-        return Core("softmax", node, *sides, found.value, found.result, _notes(scores, found))
+        return _between_products(node, flow)
+
+
+class SpelledSoftmaxBetweenProducts:
+    """The same where the softmax is ``e / e.sum(-1)``, or the exponential of a ``log_softmax``."""
+
+    ops = SPELLED
+
+    def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
+        """See :class:`AttentionPattern`."""
+        if softmax_dim(node) is None:
+            return NoMatch("it is no softmax")
+        return _between_products(node, flow)
+
+
+def _between_products(softmax: fx.Node, flow: Flow) -> Core | NoMatch:
+    scores = _scores_behind(softmax, flow)
+    if not scores.products:
+        return NoMatch("no product of two activations behind the softmax")
+    found = _product_after(softmax, scores.labels, flow)
+    if found is None:
+        like = is_product(scores.products[0], flow)
+        return NoMatch("no product with a value after the softmax", attention_like=like)
+    operands = product_operands(scores.products[0])
+    key = _key(scores, softmax, found)
+    sides = operands[1 - key], operands[key]
+    return Core("softmax", softmax, *sides, found.value, found.result, _notes(scores, found))
 
 
 PATTERNS: tuple[AttentionPattern, ...] = (
     ScaledDotProduct(),
     FlexAttention(),
     SoftmaxBetweenProducts(),
+    SpelledSoftmaxBetweenProducts(),
 )
 
 
@@ -143,7 +162,7 @@ def _weighs_nothing(softmax: fx.Node, attended: set[fx.Node], flow: Flow) -> boo
     return not attended.isdisjoint(_scores_behind(softmax, flow).products[:1])
 
 
-_SCORE_OPS = MOVES | SCALES | {"tanh", "log", "exp", "sigmoid", "relu"}
+_SCORE_OPS = MOVES | SCALES | {"tanh", "log", "log_softmax", "exp", "sigmoid", "relu"}
 
 
 def is_product(node: fx.Node, flow: Flow) -> bool:
@@ -154,12 +173,21 @@ def is_product(node: fx.Node, flow: Flow) -> bool:
     return len(operands) == 2 and all(operand in flow.active for operand in operands)
 
 
+def asks_with_a_parameter(node: fx.Node, flow: Flow) -> bool:
+    """Whether the node multiplies an activation with something learned: a query without a projection, say."""
+    if op_name(node) not in PRODUCTS or node in flow.reader.by_node:
+        return False
+    operands = product_operands(node)
+    learned = [operand for operand in operands if operand in flow.learned - flow.active]
+    return len(operands) == 2 and len(learned) == 1
+
+
 @dataclass(frozen=True)
 class _Scores:
     """What lies behind a softmax.
 
     Attributes:
-        products: Products of two activations, nearest first.
+        products: Products of two activations, nearest first; else the nearest of one with something learned.
         mixed: Whether heads are mixed on the way.
         labels: Which factor of the first product each dimension of the softmax comes from, if known.
     """
@@ -171,6 +199,7 @@ class _Scores:
 
 def _scores_behind(softmax: fx.Node, flow: Flow) -> _Scores:
     found: list[fx.Node] = []
+    learned: list[fx.Node] = []
     mixed = False
     after: dict[fx.Node, fx.Node] = {}
     queue = [softmax]
@@ -181,11 +210,14 @@ def _scores_behind(softmax: fx.Node, flow: Flow) -> _Scores:
             after[source] = node
             if is_product(source, flow):
                 found.append(source)
+            elif asks_with_a_parameter(source, flow):
+                learned.append(source)
             elif _mixes_heads(source, flow):
                 mixed = True
                 queue.append(source)
             elif _keeps_scores(source, flow):
                 queue.append(source)
+    found = found or learned[:1]  # beside activations, a table of positions is no query
     labels = carried_along(after, found[0], factors_of(found[0])) if found else None
     return _Scores(tuple(found), mixed, labels)
 
@@ -248,8 +280,8 @@ def _key(scores: _Scores, softmax: fx.Node, found: _Weighing) -> int:
 
     The softmax runs over it too, but for slot attention, where slots compete for each token.
     """
-    dim = softmax.args[1] if len(softmax.args) > 1 else softmax.kwargs.get("dim", -1)
-    assert isinstance(dim, int)
+    dim = softmax_dim(softmax)
+    assert dim is not None
     if scores.labels is None:
         return int(dim % len(shape_of(softmax)) != len(shape_of(softmax)) - 2)
     sides = (frozenset[int]().union(*found.summed), scores.labels[dim])

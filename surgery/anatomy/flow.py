@@ -54,7 +54,7 @@ class Flow:
         weights = [
             n for n in graph.program.graph.nodes if graph.tensor_name(n) in reader.parameters
         ]
-        self._learned = graph.descendants(weights)
+        self.learned = graph.descendants(weights)
         self._origins: dict[tuple[fx.Node, bool], Origins] = {}
 
     def origins(self, node: fx.Node, *, through_activations: bool = False) -> Origins:
@@ -107,7 +107,7 @@ class Flow:
         if op_name(node) not in PRODUCTS:
             return False
         factors = node.all_input_nodes
-        constant = [f for f in factors if f not in self.active and f not in self._learned]
+        constant = [f for f in factors if f not in self.active and f not in self.learned]
         return len(constant) == len(factors) - 1
 
     def _combine(self, node: fx.Node, through_activations: bool) -> Origins:

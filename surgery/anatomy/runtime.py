@@ -55,6 +55,8 @@ class _Trace:
     scores: tuple[Tensor, Tensor] | None = None
     probabilities: tuple[Tensor, Tensor] | None = None
     softened: Tensor | None = None
+    step: str = ""
+    learned: bool = False
     counts: Counts | None = None
     key: int = 1
     direct: bool = True
@@ -123,17 +125,19 @@ class AttentionWatch(TorchFunctionMode):
         if not found or (name in _OPAQUE and not _mixes_heads(tensors, result)):
             return
         # A hard assignment is made of scores and probabilities: what counts is that it was normalised.
-        trace = next((t for t in found if t.probabilities is not None), found[0])
-        if name in _SOFTMAXES and trace.scores is not None:
+        trace = min(found, key=lambda t: (t.probabilities is None, t.learned))
+        step = "softmax" if name in _SOFTMAXES else _next_step(name, found)
+        if step == "softmax" and trace.scores is not None:
             key = _softmax_over(args, kwargs, result, trace.counts)
             trace = _Trace(probabilities=trace.scores, counts=trace.counts, key=key)
         else:
-            trace = _after(trace, func, args, kwargs, result, part)
+            trace = replace(_after(trace, func, args, kwargs, result, part), step=step)
         self._set(result, trace)
 
     def _product(self, name: str, args: Any, tensors: list[Tensor], result: Tensor) -> None:
         operands = tensors[-2:]
-        if len(operands) < 2 or any(isinstance(t, nn.Parameter) for t in operands):
+        weights = [isinstance(t, nn.Parameter) for t in operands]
+        if len(operands) < 2 or all(weights) or _projects(name, operands):
             return
         for index, operand in enumerate(operands):
             trace = self._trace(operand)
@@ -147,7 +151,7 @@ class AttentionWatch(TorchFunctionMode):
         else:
             first, second = operands
             counts = Counts.of(name, args, (first, second), result)
-            self._set(result, _Trace(scores=(first, second), counts=counts))
+            self._set(result, _Trace(scores=(first, second), counts=counts, learned=any(weights)))
 
     def _weighs(self, trace: _Trace, key: int, value: Tensor) -> None:
         """One softmax is one attention, also where its parts weigh several values (Pegasus-X)."""
@@ -159,7 +163,7 @@ class AttentionWatch(TorchFunctionMode):
     def _linear(self, operands: list[Tensor]) -> bool:
         """``query (key^T value)``: a product over tokens, then one over the channels of the key."""
         traces = [self._trace(operand) or _Trace() for operand in operands]
-        contexts = [index for index, trace in enumerate(traces) if trace.scores is not None]
+        contexts = [i for i, t in enumerate(traces) if t.scores is not None and not t.learned]
         if len(contexts) != 1:
             return False
         (index,) = contexts
@@ -275,6 +279,37 @@ def _after(
     turned = name in REORDERS and trace.direct and counts is not None and before.turned(counts)
     direct = trace.direct and (name in _CASTS or turned)
     return replace(trace, counts=counts, direct=direct)
+
+
+def _projects(name: str, operands: list[Tensor]) -> bool:
+    """Whether a product is a projection by a weight; one that a learned query makes with keys is none."""
+    either = operands if name == "einsum" else operands[1:]
+    return any(isinstance(t, nn.Parameter) and t.ndim < 3 for t in either)
+
+
+_STEPS = {
+    ("exp", ""): "exponential",
+    ("sum", "exponential"): "total",
+    ("div", "exponential", "total"): "softmax",
+    ("logsumexp", ""): "logarithm of the total",
+    ("sub", "", "logarithm of the total"): "logarithm",
+    ("log_softmax", ""): "logarithm",
+    ("exp", "logarithm"): "softmax",
+}
+"""A softmax spelled out: what a function makes of what came before."""
+_OPERATORS = {
+    "truediv": "div",
+    "true_divide": "div",
+    "itruediv": "div",
+    "isub": "sub",
+    "subtract": "sub",
+}
+
+
+def _next_step(name: str, found: list[_Trace]) -> str:
+    plain = name.strip("_")
+    steps = (trace.step for trace in found)
+    return _STEPS.get((_OPERATORS.get(plain, plain), *steps), found[0].step)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -107,6 +107,8 @@ def _said(roles: dict[str, Role], *, settled: bool) -> tuple[str, ...]:
 
 
 def _operand(operand: fx.Node, output: frozenset[LinearRead], core: Core, flow: Flow) -> Role:
+    if operand in flow.learned - flow.active:
+        return Role(why="not projected: it is learned as it is", settled=True)
     origins = flow.origins(operand)
     if not origins.reads:
         origins = flow.origins(operand, through_activations=True)
