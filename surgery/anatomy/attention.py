@@ -12,6 +12,7 @@ from surgery.anatomy.axes import (
     carried,
     carried_along,
     factors_of,
+    kept,
     product_operands,
     summed,
 )
@@ -31,6 +32,8 @@ class Core:
         query, key, value: The operands.
         result: The node that carries the attended values.
         notes: What is unusual about it.
+        channels: The dimensions of query, key and value that are channels: the scores sum over the
+            first two, the result keeps the third.
     """
 
     kind: str
@@ -40,6 +43,7 @@ class Core:
     value: fx.Node
     result: fx.Node
     notes: tuple[str, ...] = ()
+    channels: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] = ((-1,), (-1,), (-1,))
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,14 @@ def _between_products(softmax: fx.Node, flow: Flow) -> Core | NoMatch:
     operands = product_operands(scores.products[0])
     key = _key(scores, softmax, found)
     sides = operands[1 - key], operands[key]
-    return Core("softmax", softmax, *sides, found.value, found.result, _notes(scores, found))
+    value = product_operands(found.result).index(found.value)
+    channels = (
+        summed(scores.products[0], 1 - key),
+        summed(scores.products[0], key),
+        kept(found.result, value),
+    )
+    notes = _notes(scores, found)
+    return Core("softmax", softmax, *sides, found.value, found.result, notes, channels)
 
 
 PATTERNS: tuple[AttentionPattern, ...] = (

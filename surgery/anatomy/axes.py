@@ -86,6 +86,16 @@ def summed(product: fx.Node, position: int) -> tuple[int, ...]:
     return (max(dims - 2, 0) if position else dims - 1,)
 
 
+def kept(product: fx.Node, position: int) -> tuple[int, ...]:
+    """The dimensions of one factor that a product keeps, and that the other factor does not have."""
+    if op_name(product) == "einsum":
+        terms, result = einsum_terms(product)
+        own = set(result) - set(terms[1 - position])
+        return tuple(d for d, letter in enumerate(terms[position]) if letter in own)
+    dims = len(shape_of(product_operands(product)[position]))
+    return () if dims < 2 else (dims - 1 if position else dims - 2,)
+
+
 def product_operands(node: fx.Node) -> list[fx.Node]:
     """The factors of a product."""
     name = op_name(node)

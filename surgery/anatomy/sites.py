@@ -16,6 +16,7 @@ from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, PRODUCTS, SCALES
 from surgery.anatomy.provenance import rows_reaching
 from surgery.anatomy.stacked import shows_a_stack
+from surgery.anatomy.token_mixers import token_mixers
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,11 @@ def find_attention(flow: Flow) -> tuple[list[SiteReads], list[tuple[fx.Node, NoM
     """Every attention site with the linear reads behind its operands and after its result."""
     cores, missed = find_cores(flow)
     found = {core.result: core for core in (*find_linear_attention(flow), *cores)}
+    for core in cores:
+        for operand, channels in zip(
+            (core.query, core.key, core.value), core.channels, strict=True
+        ):
+            flow.pass_through(token_mixers(operand, channels, flow))
     ordered = sorted(found.values(), key=lambda core: flow.graph.order[core.result])
     return [_site(core, flow) for core in ordered], missed
 
@@ -171,7 +177,7 @@ def _belongs_elsewhere(
 
 def _fed(read: LinearRead, flow: Flow) -> frozenset[LinearRead]:
     """The linear reads after ``read``, not going through attention."""
-    reads = flow.reader.by_node
+    reads = flow.ends
 
     def stops(node: fx.Node) -> bool:
         return node in reads or op_name(node) in ATTENTIONS or is_product(node, flow)
