@@ -9,7 +9,7 @@ from torch import fx
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name
 from surgery.anatomy.linears import LinearRead
-from surgery.anatomy.operators import ACTIVATIONS, MOVES, SCALES
+from surgery.anatomy.operators import ACTIVATIONS, MOVES, NORMS, SCALES
 from surgery.anatomy.provenance import rows_reaching
 from surgery.anatomy.types import Rows, run
 
@@ -48,7 +48,7 @@ def _match(down: LinearRead, flow: Flow, taken: set[LinearRead]) -> FeedForwardR
     region = flow.region(sources[0].node, [down.x])
     for source in sources[1:]:
         region |= flow.region(source.node, [down.x])
-    if not any(op_name(node) in ACTIVATIONS for node in region) or _gates_channels(down):
+    if not any(_activates(node) for node in region) or _gates_channels(down):
         return None
     if len(sources) == 2:
         return _gated_by_two(sources, down, region, flow)
@@ -57,6 +57,20 @@ def _match(down: LinearRead, flow: Flow, taken: set[LinearRead]) -> FeedForwardR
     if packed and rows == whole:
         return None  # what attention reads, too, is no row of a feed-forward packed beside it
     return _by_one(sources[0], down, region, rows, flow)
+
+
+def _activates(node: fx.Node) -> bool:
+    """Whether a node is a nonlinearity of the values themselves.
+
+    A bound of 0 from below is one (relu); other bounds, and any of a norm, guard a division.
+    """
+    if op_name(node) != "clamp_min":
+        return op_name(node) in ACTIVATIONS
+    source, bound = node.args[:2]
+    while isinstance(source, fx.Node) and op_name(source) in MOVES | NORMS | {"add", "mul"}:
+        source = source.args[0]
+    direct = isinstance(source, fx.Node) and op_name(source) not in SCALES
+    return direct and isinstance(bound, int | float) and bound == 0
 
 
 def _gates_channels(down: LinearRead) -> bool:
@@ -84,7 +98,7 @@ def _gated_by_two(
 
 def _is_activated(read: LinearRead, region: frozenset[fx.Node], flow: Flow) -> bool:
     """Whether an activation follows the read before its value meets the other branch."""
-    return any(op_name(node) in ACTIVATIONS for node in _own_branch(read.node, region))
+    return any(_activates(node) for node in _own_branch(read.node, region))
 
 
 def _own_branch(start: fx.Node, region: frozenset[fx.Node]) -> list[fx.Node]:
@@ -127,7 +141,7 @@ def _behind_activation(node: fx.Node, start: fx.Node) -> bool:
     stack, seen = [node], {node}
     while stack:
         current = stack.pop()
-        if op_name(current) in ACTIVATIONS:
+        if _activates(current):
             return True
         if current is not start and op_name(current) in MOVES | SCALES:
             new = [s for s in current.all_input_nodes if s not in seen]

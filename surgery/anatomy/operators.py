@@ -31,9 +31,9 @@ SCALES = _words("""
 """Scale, shift, normalise or pool: a projection is still recognisable behind them."""
 
 ACTIVATIONS = _words("""
-    celu clamp_min elu erf exp gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu
+    celu elu erf exp gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu
     log_sigmoid logsigmoid mish prelu relu relu6 rrelu selu sigmoid silu softplus softsign
-    square tanh threshold
+    tanh threshold
 """)
 """Elementwise nonlinearities."""
 
