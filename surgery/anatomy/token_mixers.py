@@ -24,6 +24,8 @@ def token_mixers(operand: fx.Node, channels: tuple[int, ...], flow: Flow) -> fro
         channels: Its dimensions that are channels: what the scores sum over, what a value keeps.
         flow: The walks over the graph.
     """
+    if flow.origins(operand, through_activations=True).residual:
+        return frozenset()
     apart = _apart(operand, channels, flow)
     found: set[LinearRead] = set()
     for read in sorted(apart, key=lambda read: flow.graph.order[read.node]):
