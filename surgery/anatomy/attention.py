@@ -7,18 +7,10 @@ from typing import Protocol
 
 from torch import fx
 
-from surgery.anatomy.axes import (
-    Labels,
-    carried,
-    carried_along,
-    factors_of,
-    kept,
-    product_operands,
-    summed,
-)
+from surgery.anatomy.axes import kept, product_operands, summed
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name, shape_of
-from surgery.anatomy.operators import MOVES, NORMS, PRODUCTS, SCALES
+from surgery.anatomy.scores import Scores, Weighing, is_product, product_after, scores_behind
 from surgery.anatomy.softmaxes import SOFTMAXES, SPELLED, softmax_dim
 
 
@@ -119,10 +111,10 @@ class SpelledSoftmaxBetweenProducts:
 
 
 def _between_products(softmax: fx.Node, flow: Flow) -> Core | NoMatch:
-    scores = _scores_behind(softmax, flow)
+    scores = scores_behind(softmax, flow)
     if not scores.products:
         return NoMatch("no product of two activations behind the softmax")
-    found = _product_after(softmax, scores.labels, flow)
+    found = product_after(softmax, scores.labels, flow)
     if found is None:
         like = is_product(scores.products[0], flow)
         return NoMatch("no product with a value after the softmax", attention_like=like)
@@ -160,7 +152,7 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
                 cores.append(found)
             elif found.attention_like:
                 missed.append((node, found))
-    attended = {score for core in cores for score in _scores_behind(core.node, flow).products}
+    attended = {score for core in cores for score in scores_behind(core.node, flow).products}
     return cores, [
         (node, miss) for node, miss in missed if not _weighs_nothing(node, attended, flow)
     ]
@@ -170,123 +162,10 @@ def _weighs_nothing(softmax: fx.Node, attended: set[fx.Node], flow: Flow) -> boo
     """Whether a softmax only shows the scores of an attention that was found, or is never used (SAM 2)."""
     if softmax not in flow.graph.live:
         return True
-    return not attended.isdisjoint(_scores_behind(softmax, flow).products[:1])
+    return not attended.isdisjoint(scores_behind(softmax, flow).products[:1])
 
 
-_SCORE_OPS = MOVES | SCALES | {"tanh", "log", "log_softmax", "exp", "sigmoid", "relu"}
-
-
-def is_product(node: fx.Node, flow: Flow) -> bool:
-    """Whether the node multiplies two activations as matrices."""
-    if op_name(node) not in PRODUCTS or node in flow.reader.by_node:
-        return False
-    operands = product_operands(node)
-    return len(operands) == 2 and all(operand in flow.active for operand in operands)
-
-
-def asks_with_a_parameter(node: fx.Node, flow: Flow) -> bool:
-    """Whether the node multiplies an activation with something learned: a query without a projection, say."""
-    if op_name(node) not in PRODUCTS or node in flow.reader.by_node:
-        return False
-    operands = product_operands(node)
-    learned = [operand for operand in operands if operand in flow.learned - flow.active]
-    return len(operands) == 2 and len(learned) == 1
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """What lies behind a softmax.
-
-    Attributes:
-        products: Products of two activations, nearest first; else the nearest of one with something learned.
-        mixed: Whether heads are mixed on the way.
-        labels: Which factor of the first product each dimension of the softmax comes from, if known.
-    """
-
-    products: tuple[fx.Node, ...]
-    mixed: bool
-    labels: Labels | None
-
-
-def _scores_behind(softmax: fx.Node, flow: Flow) -> _Scores:
-    found: list[fx.Node] = []
-    learned: list[fx.Node] = []
-    mixed = False
-    after: dict[fx.Node, fx.Node] = {}
-    queue = [softmax]
-    for node in queue:
-        for source in node.all_input_nodes:
-            if source in after or source not in flow.active:
-                continue
-            after[source] = node
-            if is_product(source, flow):
-                found.append(source)
-            elif asks_with_a_parameter(source, flow):
-                learned.append(source)
-            elif _mixes_heads(source, flow):
-                mixed = True
-                queue.append(source)
-            elif _keeps_scores(source, flow):
-                queue.append(source)
-    found = found or learned[:1]  # beside activations, a table of positions is no query
-    labels = carried_along(after, found[0], factors_of(found[0])) if found else None
-    return _Scores(tuple(found), mixed, labels)
-
-
-def _keeps_scores(node: fx.Node, flow: Flow) -> bool:
-    if node.op != "call_function" or node in flow.reader.by_node:
-        return False
-    return op_name(node) in _SCORE_OPS - NORMS
-
-
-def _mixes_heads(node: fx.Node, flow: Flow) -> bool:
-    """A small square linear or 1x1 convolution over the head dimension of the scores."""
-    read = flow.reader.by_node.get(node)
-    return read is not None and read.in_features == read.out_features and len(shape_of(node)) == 4
-
-
-@dataclass(frozen=True)
-class _Weighing:
-    """The product of the probabilities with a value.
-
-    Attributes:
-        result, value: The product, and its other factor.
-        mixed: Whether heads are mixed on the way.
-        summed: For each dimension of the probabilities that it sums over, the factors of the scores
-            that this one comes from; empty where that is not known.
-    """
-
-    result: fx.Node
-    value: fx.Node
-    mixed: bool
-    summed: tuple[frozenset[int], ...]
-
-
-def _product_after(softmax: fx.Node, labels: Labels | None, flow: Flow) -> _Weighing | None:
-    mixed = False
-    known: dict[fx.Node, Labels | None] = {softmax: labels}
-    queue = [softmax]
-    for node in queue:
-        for user in sorted(node.users, key=flow.graph.order.__getitem__):
-            if user in known:
-                continue
-            if is_product(user, flow):
-                operands, own = product_operands(user), known[node]
-                values = [operand for operand in operands if operand not in known]
-                if len(values) == 1:
-                    dims = summed(user, operands.index(node)) if own is not None else ()
-                    over = tuple(own[dim] for dim in dims) if own is not None else ()
-                    return _Weighing(user, values[0], mixed, over)
-            known[user] = carried(user, node, known[node])
-            if _mixes_heads(user, flow):
-                mixed = True
-                queue.append(user)
-            elif _keeps_scores(user, flow) or op_name(user) in {"batch_norm", "layer_norm"}:
-                queue.append(user)
-    return None
-
-
-def _key(scores: _Scores, softmax: fx.Node, found: _Weighing) -> int:
+def _key(scores: Scores, softmax: fx.Node, found: Weighing) -> int:
     """Which factor of the scores is the key: the product with the values sums over it.
 
     The softmax runs over it too, but for slot attention, where slots compete for each token.
@@ -299,7 +178,7 @@ def _key(scores: _Scores, softmax: fx.Node, found: _Weighing) -> int:
     return next((factor for factors in sides if len(factors) == 1 for factor in factors), 1)
 
 
-def _notes(scores: _Scores, found: _Weighing) -> tuple[str, ...]:
+def _notes(scores: Scores, found: Weighing) -> tuple[str, ...]:
     notes = []
     if scores.mixed or found.mixed:
         notes.append("talking heads: scores are mixed across heads")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from surgery.anatomy.attention import Core, is_product
+from surgery.anatomy.attention import Core
 from surgery.anatomy.axes import (
     REORDERS,
     Labels,
@@ -22,6 +22,7 @@ from surgery.anatomy.axes import (
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name, shape_of
 from surgery.anatomy.operators import MOVES, NORMS, SCALES
+from surgery.anatomy.scores import is_product
 
 _MATRIX_PRODUCTS = frozenset({"matmul", "bmm"})
 _SOFTMAXES = frozenset({"softmax", "_softmax"})

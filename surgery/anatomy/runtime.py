@@ -20,12 +20,11 @@ from torch._higher_order_ops.flex_attention import flex_attention as flex_attent
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from surgery.anatomy.counting import REORDERS, Counts, summed
+from surgery.anatomy.counting import Counts, summed
+from surgery.anatomy.traces import Trace, after, next_step, softmax_over
 
 _PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"})
 _SOFTMAXES = frozenset({"softmax", "_softmax"})
-# A state that a recurrence decays, adds to or gathers (Mamba, delta rules) is no context of linear attention.
-_CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone"})
 _OPAQUE = frozenset({"linear", "conv1d", "conv2d", "layer_norm", "group_norm", "embedding"})
 
 
@@ -49,26 +48,6 @@ class Event:
 
 
 @dataclass
-class _Trace:
-    """What a tensor is on its way through an attention."""
-
-    scores: tuple[Tensor, Tensor] | None = None
-    probabilities: tuple[Tensor, Tensor] | None = None
-    softened: Tensor | None = None
-    step: str = ""
-    learned: bool = False
-    counts: Counts | None = None
-    key: int = 1
-    direct: bool = True
-    event: list[int] = field(default_factory=list)
-
-    def summed(self, dims: list[int], otherwise: int) -> int:
-        """The operand of the scores that these dimensions come from."""
-        found = self.counts.operand(dims) if self.counts is not None else None
-        return otherwise if found is None else found
-
-
-@dataclass
 class AttentionWatch(TorchFunctionMode):
     """Records every attention that runs inside the context.
 
@@ -81,7 +60,7 @@ class AttentionWatch(TorchFunctionMode):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._traces: dict[int, tuple[weakref.ref[Tensor], _Trace]] = {}
+        self._traces: dict[int, tuple[weakref.ref[Tensor], Trace]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -121,17 +100,17 @@ class AttentionWatch(TorchFunctionMode):
             return
         found = [trace for trace in map(self._trace, tensors) if trace is not None]
         if not found and name in _SOFTMAXES:
-            found = [_Trace(softened=tensors[0])]
+            found = [Trace(softened=tensors[0])]
         if not found or (name in _OPAQUE and not _mixes_heads(tensors, result)):
             return
         # A hard assignment is made of scores and probabilities: what counts is that it was normalised.
         trace = min(found, key=lambda t: (t.probabilities is None, t.learned))
-        step = "softmax" if name in _SOFTMAXES else _next_step(name, found)
+        step = "softmax" if name in _SOFTMAXES else next_step(name, found)
         if step == "softmax" and trace.scores is not None:
-            key = _softmax_over(args, kwargs, result, trace.counts)
-            trace = _Trace(probabilities=trace.scores, counts=trace.counts, key=key)
+            key = softmax_over(args, kwargs, result, trace.counts)
+            trace = Trace(probabilities=trace.scores, counts=trace.counts, key=key)
         else:
-            trace = replace(_after(trace, func, args, kwargs, result, part), step=step)
+            trace = replace(after(trace, func, args, kwargs, result, part), step=step)
         self._set(result, trace)
 
     def _product(self, name: str, args: Any, tensors: list[Tensor], result: Tensor) -> None:
@@ -151,9 +130,9 @@ class AttentionWatch(TorchFunctionMode):
         else:
             first, second = operands
             counts = Counts.of(name, args, (first, second), result)
-            self._set(result, _Trace(scores=(first, second), counts=counts, learned=any(weights)))
+            self._set(result, Trace(scores=(first, second), counts=counts, learned=any(weights)))
 
-    def _weighs(self, trace: _Trace, key: int, value: Tensor) -> None:
+    def _weighs(self, trace: Trace, key: int, value: Tensor) -> None:
         """One softmax is one attention, also where its parts weigh several values (Pegasus-X)."""
         if not trace.event:
             assert trace.probabilities is not None
@@ -162,7 +141,7 @@ class AttentionWatch(TorchFunctionMode):
 
     def _linear(self, operands: list[Tensor]) -> bool:
         """``query (key^T value)``: a product over tokens, then one over the channels of the key."""
-        traces = [self._trace(operand) or _Trace() for operand in operands]
+        traces = [self._trace(operand) or Trace() for operand in operands]
         contexts = [i for i, t in enumerate(traces) if t.scores is not None and not t.learned]
         if len(contexts) != 1:
             return False
@@ -171,7 +150,7 @@ class AttentionWatch(TorchFunctionMode):
         assert scores is not None
         if not traces[index].direct:
             return False
-        made_of_products = any((self._trace(s) or _Trace()).scores is not None for s in scores)
+        made_of_products = any((self._trace(s) or Trace()).scores is not None for s in scores)
         if made_of_products or scores[0].shape[-1] <= operands[0].shape[-1]:
             return False
         key = traces[index].summed([-1 if index == 0 else -2], otherwise=1 - index)
@@ -198,11 +177,11 @@ class AttentionWatch(TorchFunctionMode):
         """Whether a tensor is on its way through an attention: scores, probabilities, a context."""
         return self._trace(tensor) is not None
 
-    def _trace(self, tensor: Tensor) -> _Trace | None:
+    def _trace(self, tensor: Tensor) -> Trace | None:
         reference, trace = self._traces.get(id(tensor), (None, None))
         return trace if reference is not None and reference() is tensor else None
 
-    def _set(self, tensor: Tensor, trace: _Trace) -> None:
+    def _set(self, tensor: Tensor, trace: Trace) -> None:
         self._traces[id(tensor)] = (weakref.ref(tensor), trace)
 
 
@@ -263,53 +242,10 @@ def _operands(names: tuple[str, ...], args: Any, kwargs: Any) -> tuple[Tensor, T
     return found[0], found[1], found[2]
 
 
-def _after(
-    trace: _Trace,
-    func: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    result: Tensor,
-    part: int | None,
-) -> _Trace:
-    """The trace of what a function made of a traced tensor."""
-    name, before = getattr(func, "__name__", ""), trace.counts
-    if before is None:
-        return replace(trace, direct=trace.direct and name in _CASTS)
-    counts = before.moved(func, args, kwargs, result, part)
-    turned = name in REORDERS and trace.direct and counts is not None and before.turned(counts)
-    direct = trace.direct and (name in _CASTS or turned)
-    return replace(trace, counts=counts, direct=direct)
-
-
 def _projects(name: str, operands: list[Tensor]) -> bool:
     """Whether a product is a projection by a weight; one that a learned query makes with keys is none."""
     either = operands if name == "einsum" else operands[1:]
     return any(isinstance(t, nn.Parameter) and t.ndim < 3 for t in either)
-
-
-_STEPS = {
-    ("exp", ""): "exponential",
-    ("sum", "exponential"): "total",
-    ("div", "exponential", "total"): "softmax",
-    ("logsumexp", ""): "logarithm of the total",
-    ("sub", "", "logarithm of the total"): "logarithm",
-    ("log_softmax", ""): "logarithm",
-    ("exp", "logarithm"): "softmax",
-}
-"""A softmax spelled out: what a function makes of what came before."""
-_OPERATORS = {
-    "truediv": "div",
-    "true_divide": "div",
-    "itruediv": "div",
-    "isub": "sub",
-    "subtract": "sub",
-}
-
-
-def _next_step(name: str, found: list[_Trace]) -> str:
-    plain = name.strip("_")
-    steps = (trace.step for trace in found)
-    return _STEPS.get((_OPERATORS.get(plain, plain), *steps), found[0].step)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -325,13 +261,3 @@ def _tensors(value: Any) -> list[Tensor]:
 def _mixes_heads(tensors: list[Tensor], result: Tensor) -> bool:
     """A linear over four-dimensional scores that keeps their shape: talking heads."""
     return bool(tensors) and tensors[0].ndim == 4 and tensors[0].shape == result.shape
-
-
-def _softmax_over(args: Any, kwargs: Any, result: Tensor, counts: Counts | None) -> int:
-    """The operand of the scores that a softmax runs over: the key, but for slot attention.
-
-    There slots compete for each token; the product with the values has the last word.
-    """
-    dim = kwargs.get("dim", args[1] if len(args) > 1 and isinstance(args[1], int) else -1)
-    found = counts.operand([dim]) if counts is not None else None
-    return int(dim not in (-2, result.ndim - 2)) if found is None else found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from surgery.anatomy.attention import Core, NoMatch, find_cores, is_product
+from surgery.anatomy.attention import Core, NoMatch, find_cores
 from surgery.anatomy.axes import product_operands
 from surgery.anatomy.flow import Flow, adds
 from surgery.anatomy.graph import is_tensor, module_path, op_name
@@ -15,6 +15,7 @@ from surgery.anatomy.linear_attention import find_linear_attention
 from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, PRODUCTS, SCALES
 from surgery.anatomy.provenance import rows_reaching
+from surgery.anatomy.scores import is_product
 from surgery.anatomy.stacked import shows_a_stack
 from surgery.anatomy.token_mixers import token_mixers
 
