@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 
 from policies.roles import Role
+from surgery.anatomy.render import runs
 from surgery.anatomy.types import Anatomy, Projection
 from surgery.atomic import replace_file
 from surgery.operations.plan import Operation, Plan
@@ -130,7 +131,7 @@ def _bar(
 
 
 def _segment(p: Projection, operation: Operation | None) -> Segment:
-    rows = "all rows" if p.whole else f"rows {', '.join(f'{a}:{b}' for a, b, _ in p.rows[:3])}"
+    rows = "all rows" if p.whole else f"rows {runs(p.rows)}"
     title = f"{p.role}: {p.weight_name}, {rows}, {p.in_features} → {p.out_features}"
     if p.calls > 1:
         title += f", used {p.calls} times"

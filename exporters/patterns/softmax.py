@@ -11,8 +11,10 @@ from torch import fx
 from exporters.evaluate import Evaluator, index_tensor
 from exporters.patterns.base import LOWEST, Refusal, is_move, keeps_values, scale_factor
 from exporters.patterns.scores import Replay, Scores, misscaled
-from surgery.anatomy.attention import Core, product_operands
+from surgery.anatomy.attention import Core
+from surgery.anatomy.axes import product_operands
 from surgery.anatomy.graph import Graph, op_name, shape_of
+from surgery.anatomy.softmaxes import SOFTMAXES
 
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
 _MIXES = frozenset({"linear", "conv2d"})
@@ -51,6 +53,8 @@ class SoftmaxBetweenProducts:
     def match(self, core: Core, graph: Graph) -> Scores | Refusal:
         """Return the scores, or the first node that does something else."""
         softmax = core.node
+        if op_name(softmax) not in SOFTMAXES:
+            return Refusal("the softmax is spelled out in steps")
         if softmax.args[1] not in (-1, len(shape_of(softmax)) - 1):
             return Refusal(f"the softmax runs over dimension {softmax.args[1]}")
         walk = _Walk(_path(core))

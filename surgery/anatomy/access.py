@@ -9,12 +9,10 @@ from torch import fx
 from surgery.anatomy.graph import op_name, writes
 from surgery.anatomy.operators import FACTORIES
 from surgery.anatomy.types import Access
+from surgery.anatomy.weights import PARTS
 
 if TYPE_CHECKING:
     from surgery.anatomy.linears import LinearReader
-
-PARTS = frozenset({"split", "split_with_sizes", "chunk"})
-"""Cut a tensor into a tuple of views."""
 
 
 def read_otherwise(reader: LinearReader) -> frozenset[str]:

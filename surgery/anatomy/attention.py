@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import fx
 
+from surgery.anatomy.axes import kept, product_operands, summed
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name, shape_of
-from surgery.anatomy.operators import MOVES, NORMS, PRODUCTS, SCALES
+from surgery.anatomy.scores import Scores, Weighing, is_product, product_after, scores_behind
+from surgery.anatomy.softmaxes import SOFTMAXES, SPELLED, softmax_dim
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,8 @@ class Core:
         query, key, value: The operands.
         result: The node that carries the attended values.
         notes: What is unusual about it.
+        channels: The dimensions of query, key and value that are channels: the scores sum over the
+            first two, the result keeps the third.
     """
 
     kind: str
@@ -32,6 +35,7 @@ class Core:
     value: fx.Node
     result: fx.Node
     notes: tuple[str, ...] = ()
+    channels: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] = ((-1,), (-1,), (-1,))
 
 
 @dataclass(frozen=True)
@@ -87,32 +91,51 @@ class FlexAttention:
 class SoftmaxBetweenProducts:
     """A softmax of a product of two activations, multiplied with a third."""
 
-    ops = frozenset({"softmax", "_softmax", "_safe_softmax"})
+    ops = SOFTMAXES
 
     def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
         """See :class:`AttentionPattern`."""
-        scores, mixed_before = _scores_behind(node, flow)
-        if not scores:
-            return NoMatch("no product of two activations behind the softmax")
-        found = _product_after(node, flow)
-        if found is None:
-            return NoMatch("no product with a value after the softmax", attention_like=True)
-        result, value, mixed_after, sums_rows = found
-        sides = _sides(scores[0], node, sums_rows)
-        if sides is None:
-            return NoMatch(f"operands of {scores[0].name} are not nodes", attention_like=True)
-        notes = (
-            ["talking heads: scores are mixed across heads"] if mixed_before or mixed_after else []
-        )
-        if len(scores) > 1:
-            notes.append(f"{len(scores)} products are summed into the scores; the first is read")
-        return Core("softmax", node, *sides, value, result, tuple(notes))
+        return _between_products(node, flow)
+
+
+class SpelledSoftmaxBetweenProducts:
+    """The same where the softmax is ``e / e.sum(-1)``, or the exponential of a ``log_softmax``."""
+
+    ops = SPELLED
+
+    def match(self, node: fx.Node, flow: Flow) -> Core | NoMatch:
+        """See :class:`AttentionPattern`."""
+        if softmax_dim(node) is None:
+            return NoMatch("it is no softmax")
+        return _between_products(node, flow)
+
+
+def _between_products(softmax: fx.Node, flow: Flow) -> Core | NoMatch:
+    scores = scores_behind(softmax, flow)
+    if not scores.products:
+        return NoMatch("no product of two activations behind the softmax")
+    found = product_after(softmax, scores.labels, flow)
+    if found is None:
+        like = is_product(scores.products[0], flow)
+        return NoMatch("no product with a value after the softmax", attention_like=like)
+    operands = product_operands(scores.products[0])
+    key = _key(scores, softmax, found)
+    sides = operands[1 - key], operands[key]
+    value = product_operands(found.result).index(found.value)
+    channels = (
+        summed(scores.products[0], 1 - key),
+        summed(scores.products[0], key),
+        kept(found.result, value),
+    )
+    notes = _notes(scores, found)
+    return Core("softmax", softmax, *sides, found.value, found.result, notes, channels)
 
 
 PATTERNS: tuple[AttentionPattern, ...] = (
     ScaledDotProduct(),
     FlexAttention(),
     SoftmaxBetweenProducts(),
+    SpelledSoftmaxBetweenProducts(),
 )
 
 
@@ -129,7 +152,7 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[tuple[fx.Node, NoMatch]]]:
                 cores.append(found)
             elif found.attention_like:
                 missed.append((node, found))
-    attended = {score for core in cores for score in _scores_behind(core.node, flow)[0]}
+    attended = {score for core in cores for score in scores_behind(core.node, flow).products}
     return cores, [
         (node, miss) for node, miss in missed if not _weighs_nothing(node, attended, flow)
     ]
@@ -139,139 +162,27 @@ def _weighs_nothing(softmax: fx.Node, attended: set[fx.Node], flow: Flow) -> boo
     """Whether a softmax only shows the scores of an attention that was found, or is never used (SAM 2)."""
     if softmax not in flow.graph.live:
         return True
-    return not attended.isdisjoint(_scores_behind(softmax, flow)[0][:1])
+    return not attended.isdisjoint(scores_behind(softmax, flow).products[:1])
 
 
-_SCORE_OPS = MOVES | SCALES | {"tanh", "log", "exp", "sigmoid", "relu"}
+def _key(scores: Scores, softmax: fx.Node, found: Weighing) -> int:
+    """Which factor of the scores is the key: the product with the values sums over it.
 
-
-def is_product(node: fx.Node, flow: Flow) -> bool:
-    """Whether the node multiplies two activations as matrices."""
-    if op_name(node) not in PRODUCTS or node in flow.reader.by_node:
-        return False
-    operands = product_operands(node)
-    return len(operands) == 2 and all(operand in flow.active for operand in operands)
-
-
-def product_operands(node: fx.Node) -> list[fx.Node]:
-    """The two factors of a product."""
-    name = op_name(node)
-    args = (
-        node.args[1] if name == "einsum" else node.args[1:3] if name == "baddbmm" else node.args[:2]
-    )
-    return (
-        [arg for arg in args if isinstance(arg, fx.Node)] if isinstance(args, list | tuple) else []
-    )
-
-
-def _scores_behind(softmax: fx.Node, flow: Flow) -> tuple[list[fx.Node], bool]:
-    """Products behind a softmax, nearest first, and whether heads are mixed on the way."""
-    found: list[fx.Node] = []
-    mixed = False
-    seen, queue = {softmax}, [softmax]
-    for node in queue:
-        for source in node.all_input_nodes:
-            if source in seen or source not in flow.active:
-                continue
-            seen.add(source)
-            if is_product(source, flow):
-                found.append(source)
-            elif _mixes_heads(source, flow):
-                mixed = True
-                queue.append(source)
-            elif _keeps_scores(source, flow):
-                queue.append(source)
-    return found, mixed
-
-
-def _keeps_scores(node: fx.Node, flow: Flow) -> bool:
-    if node.op != "call_function" or node in flow.reader.by_node:
-        return False
-    return op_name(node) in _SCORE_OPS - NORMS
-
-
-def _mixes_heads(node: fx.Node, flow: Flow) -> bool:
-    """A small square linear or 1x1 convolution over the head dimension of the scores."""
-    read = flow.reader.by_node.get(node)
-    return read is not None and read.in_features == read.out_features and len(shape_of(node)) == 4
-
-
-def _product_after(
-    softmax: fx.Node, flow: Flow
-) -> tuple[fx.Node, fx.Node, bool, bool | None] | None:
-    """The product of the probabilities with a value: the product, the value, head mixing, :func:`_sums_rows`."""
-    mixed = False
-    turns: dict[fx.Node, bool | None] = {softmax: False}
-    queue = [softmax]
-    for node in queue:
-        for user in sorted(node.users, key=flow.graph.order.__getitem__):
-            if user in turns:
-                continue
-            turns[user] = turned(user, turns[node])
-            if is_product(user, flow):
-                values = [operand for operand in product_operands(user) if operand not in turns]
-                if len(values) == 1:
-                    return user, values[0], mixed, _sums_rows(user, node, turns[node])
-            elif _mixes_heads(user, flow):
-                mixed = True
-                queue.append(user)
-            elif _keeps_scores(user, flow) or op_name(user) in {"batch_norm", "layer_norm"}:
-                queue.append(user)
-    return None
-
-
-def turned(node: fx.Node, before: bool | None) -> bool | None:
-    """Whether the last two dimensions have changed places after ``node``; None if others took part."""
-    if before is None or op_name(node) not in {"transpose", "swapaxes", "permute", "mT", "t"}:
-        return before
-    dims = len(shape_of(node))
-    order = list(range(dims))
-    if op_name(node) == "permute":
-        order = [int(d) % dims for d in node.args[1]]  # type: ignore[arg-type, union-attr]
-    elif op_name(node) in {"mT", "t"}:
-        order[-2:] = order[:-3:-1]
-    else:
-        one, two = (int(d) % dims for d in node.args[1:3])  # type: ignore[arg-type]
-        order[one], order[two] = two, one
-    if set(order[-2:]) != {dims - 1, dims - 2}:
-        return None
-    return before != (order[-1] != dims - 1)
-
-
-def _sums_rows(product: fx.Node, probabilities: fx.Node, flipped: bool | None) -> bool | None:
-    """Whether the product with the values sums over the rows of the scores; None where that is not plain."""
-    if flipped is None or op_name(product) not in {"matmul", "bmm", "mm"}:
-        return None
-    return (product_operands(product)[0] is probabilities) == flipped
-
-
-def _sides(
-    product: fx.Node, softmax: fx.Node, sums_rows: bool | None
-) -> tuple[fx.Node, fx.Node] | None:
-    """Query and key among the operands: the product with the values sums over the keys.
-
-    The softmax runs over them too, but for slot attention, where slots compete for each token.
+    The softmax runs over it too, but for slot attention, where slots compete for each token.
     """
-    operands = product_operands(product)
-    if len(operands) != 2:
-        return None
-    left, right = operands
-    swapped = _softmax_dim_from_end(softmax) == 2 if sums_rows is None else sums_rows
-    if op_name(product) == "einsum":
-        swapped = _einsum_swapped(product, softmax)
-    return (right, left) if swapped else (left, right)
+    dim = softmax_dim(softmax)
+    assert dim is not None
+    if scores.labels is None:
+        return int(dim % len(shape_of(softmax)) != len(shape_of(softmax)) - 2)
+    sides = (frozenset[int]().union(*found.summed), scores.labels[dim])
+    return next((factor for factors in sides if len(factors) == 1 for factor in factors), 1)
 
 
-def _softmax_dim_from_end(softmax: fx.Node) -> int:
-    dim = softmax.args[1] if len(softmax.args) > 1 else softmax.kwargs.get("dim", -1)
-    assert isinstance(dim, int)
-    return -dim if dim < 0 else len(shape_of(softmax)) - dim
-
-
-def _einsum_swapped(product: fx.Node, softmax: fx.Node) -> bool:
-    """In ``bhid,bhjd->bhij`` with a softmax over j, the key is the operand that holds j."""
-    equation = re.sub(r"\s", "", str(product.args[0]))
-    inputs, _, output = equation.partition("->")
-    left, _, right = inputs.partition(",")
-    label = output[-min(_softmax_dim_from_end(softmax), len(output))]
-    return label in left and label not in right
+def _notes(scores: Scores, found: Weighing) -> tuple[str, ...]:
+    notes = []
+    if scores.mixed or found.mixed:
+        notes.append("talking heads: scores are mixed across heads")
+    if len(scores.products) > 1:
+        count = len(scores.products)
+        notes.append(f"{count} products are summed into the scores; the first is read")
+    return tuple(notes)

@@ -53,18 +53,13 @@ def claims_of(site: SiteReads, flow: Flow) -> tuple[Claim, ...]:
     for read, roles in uses.items():
         ends = [operands[role] for role in roles]
         for role, end, rows in zip(roles, ends, rows_reaching(read, ends, flow), strict=True):
-            learns = learned(read, flow) and (rows == whole(read) or _learned_by(read, end, flow))
+            learns = learned(read, flow) and (rows == read.rows or _learned_by(read, end, flow))
             found[role].append(Claim(role, read, rows, learns))
     output = [
-        Claim(Role.ATTENTION_OUTPUT, read, whole(read), learned(read, flow))
+        Claim(Role.ATTENTION_OUTPUT, read, read.rows, learned(read, flow))
         for read in _ordered(site.output, flow)
     ]
     return (*(claim for claims in found.values() for claim in claims), *output)
-
-
-def whole(read: LinearRead) -> Rows:
-    """Every output channel of a read."""
-    return ((read.start, read.start + read.out_features, 1),)
 
 
 def learned(read: LinearRead, flow: Flow) -> bool:

@@ -9,9 +9,9 @@ from torch import fx
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name
 from surgery.anatomy.linears import LinearRead
-from surgery.anatomy.operators import ACTIVATIONS, MOVES, SCALES
+from surgery.anatomy.operators import ACTIVATIONS, MOVES, NORMS, SCALES
 from surgery.anatomy.provenance import rows_reaching
-from surgery.anatomy.types import Rows
+from surgery.anatomy.types import Rows, run
 
 _GATING = frozenset({"sigmoid", "hardsigmoid"})
 
@@ -48,15 +48,29 @@ def _match(down: LinearRead, flow: Flow, taken: set[LinearRead]) -> FeedForwardR
     region = flow.region(sources[0].node, [down.x])
     for source in sources[1:]:
         region |= flow.region(source.node, [down.x])
-    if not any(op_name(node) in ACTIVATIONS for node in region) or _gates_channels(down):
+    if not any(_activates(node) for node in region) or _gates_channels(down):
         return None
     if len(sources) == 2:
         return _gated_by_two(sources, down, region, flow)
-    whole = _whole(sources[0])
+    whole = sources[0].rows
     rows = rows_reaching(sources[0], [down.x], flow)[0] if packed else whole
     if packed and rows == whole:
         return None  # what attention reads, too, is no row of a feed-forward packed beside it
     return _by_one(sources[0], down, region, rows, flow)
+
+
+def _activates(node: fx.Node) -> bool:
+    """Whether a node is a nonlinearity of the values themselves.
+
+    A bound of 0 from below is one (relu); other bounds, and any of a norm, guard a division.
+    """
+    if op_name(node) != "clamp_min":
+        return op_name(node) in ACTIVATIONS
+    source, bound = node.args[:2]
+    while isinstance(source, fx.Node) and op_name(source) in MOVES | NORMS | {"add", "mul"}:
+        source = source.args[0]
+    direct = isinstance(source, fx.Node) and op_name(source) not in SCALES
+    return direct and isinstance(bound, int | float) and bound == 0
 
 
 def _gates_channels(down: LinearRead) -> bool:
@@ -79,12 +93,12 @@ def _gated_by_two(
         return None
     gate = activated[0]
     up = next(read for read in sources if read is not gate)
-    return FeedForwardReads((up, _whole(up)), (gate, _whole(gate)), down)
+    return FeedForwardReads((up, up.rows), (gate, gate.rows), down)
 
 
 def _is_activated(read: LinearRead, region: frozenset[fx.Node], flow: Flow) -> bool:
     """Whether an activation follows the read before its value meets the other branch."""
-    return any(op_name(node) in ACTIVATIONS for node in _own_branch(read.node, region))
+    return any(_activates(node) for node in _own_branch(read.node, region))
 
 
 def _own_branch(start: fx.Node, region: frozenset[fx.Node]) -> list[fx.Node]:
@@ -103,7 +117,7 @@ def _by_one(
 ) -> FeedForwardReads:
     """Plain, or up and gate fused in one weight: then a product joins two disjoint sets of ``rows``."""
     for node in sorted(region, key=flow.graph.order.__getitem__):
-        if op_name(node) == "glu" and rows == _whole(source):
+        if op_name(node) == "glu" and rows == source.rows:
             return _glu(source, down)
         sides = [s for s in node.all_input_nodes if s in region]
         if op_name(node) == "mul" and len(sides) == 2:
@@ -118,8 +132,8 @@ def _by_one(
 
 def _glu(source: LinearRead, down: LinearRead) -> FeedForwardReads:
     """``glu(x)`` multiplies the first half with the sigmoid of the second."""
-    start, half = source.start, source.out_features // 2
-    up, gate = (start, start + half, 1), (start + half, start + 2 * half, 1)
+    half = source.out_features // 2
+    up, gate = run(source.channels[:half]), run(source.channels[half:])
     return FeedForwardReads((source, (up,)), (source, (gate,)), down)
 
 
@@ -127,7 +141,7 @@ def _behind_activation(node: fx.Node, start: fx.Node) -> bool:
     stack, seen = [node], {node}
     while stack:
         current = stack.pop()
-        if op_name(current) in ACTIVATIONS:
+        if _activates(current):
             return True
         if current is not start and op_name(current) in MOVES | SCALES:
             new = [s for s in current.all_input_nodes if s not in seen]
@@ -140,7 +154,3 @@ def _disjoint(first: Rows, second: Rows) -> bool:
     one = {c for run in first for c in range(*run)}
     two = {c for run in second for c in range(*run)}
     return bool(one) and bool(two) and not one & two
-
-
-def _whole(read: LinearRead) -> Rows:
-    return ((read.start, read.start + read.out_features, 1),)

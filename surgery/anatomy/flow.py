@@ -15,6 +15,7 @@ from surgery.anatomy.operators import (
     FACTORIES,
     MODULATIONS,
     MOVES,
+    PRODUCTS,
     SCALES,
     SHAPE_FROM_SECOND,
     SUMS,
@@ -50,6 +51,11 @@ class Flow:
         self.graph, self.reader = graph, reader
         # A learned query has no input behind it, but its projection is as real as any other.
         self.active = graph.data | graph.descendants(read.node for read in reader.reads)
+        weights = [
+            n for n in graph.program.graph.nodes if graph.tensor_name(n) in reader.parameters
+        ]
+        self.learned = graph.descendants(weights)
+        self.ends = dict(reader.by_node)
         self._origins: dict[tuple[fx.Node, bool], Origins] = {}
 
     def origins(self, node: fx.Node, *, through_activations: bool = False) -> Origins:
@@ -63,7 +69,7 @@ class Flow:
             current = pending[-1]
             needed = [
                 source
-                for source in self._followed(current, through_activations)
+                for source in self.followed(current, through_activations)
                 if (source, through_activations) not in self._origins
             ]
             if needed:
@@ -75,7 +81,14 @@ class Flow:
             )
         return self._origins[node, through_activations]
 
-    def _followed(self, node: fx.Node, through_activations: bool) -> list[fx.Node]:
+    def pass_through(self, reads: Iterable[LinearRead]) -> None:
+        """Let walks between a projection and an attention go on past these reads: they only mix tokens."""
+        for read in reads:
+            del self.ends[read.node]
+            self._origins.clear()
+
+    def followed(self, node: fx.Node, through_activations: bool) -> list[fx.Node]:
+        """The inputs of a node that :meth:`origins` goes on to."""
         if not self._is_passage(node, through_activations):
             return []
         operands = node.all_input_nodes
@@ -85,22 +98,37 @@ class Flow:
         return [source for source in sources if op_name(source) not in FACTORIES]
 
     def _is_passage(self, node: fx.Node, through_activations: bool) -> bool:
-        if node.op != "call_function" or node in self.reader.by_node:
+        if node.op != "call_function" or node in self.ends:
             return False
+        if node in self.reader.by_node:
+            return True
         name = op_name(node)
-        if name in MOVES or name in SCALES or is_depthwise(node):
+        if (
+            name in MOVES
+            or name in SCALES
+            or is_depthwise(node)
+            or self.multiplies_a_constant(node)
+        ):
             return True
         return through_activations and name in ACTIVATIONS
 
+    def multiplies_a_constant(self, node: fx.Node) -> bool:
+        """Whether the node is a product with a matrix that nobody learns: rotations, a Fourier basis."""
+        if op_name(node) not in PRODUCTS:
+            return False
+        factors = node.all_input_nodes
+        constant = [f for f in factors if f not in self.active and f not in self.learned]
+        return len(constant) == len(factors) - 1
+
     def _combine(self, node: fx.Node, through_activations: bool) -> Origins:
-        read = self.reader.by_node.get(node)
+        read = self.ends.get(node)
         if read is not None:
             return Origins(frozenset({read}))
         if not self._is_passage(node, through_activations):
             return Origins(blockers=frozenset({node}))
         parts = [
             self._origins[source, through_activations]
-            for source in self._followed(node, through_activations)
+            for source in self.followed(node, through_activations)
         ]
         if op_name(node) in MODULATIONS and any(part.reads for part in parts):
             parts = [part for part in parts if part.reads]
@@ -111,7 +139,7 @@ class Flow:
         """The nodes on a path from ``start`` to any of ``stop`` that meets no other linear read."""
         stops = set(stop)
         last = max(self.graph.order[node] for node in stops)
-        after = set(self.forward(start, until=self.reader.by_node.__contains__, last=last))
+        after = set(self.forward(start, until=self.ends.__contains__, last=last))
         found: set[fx.Node] = set(stops & after)
         for node in sorted(after, key=self.graph.order.__getitem__, reverse=True):
             if any(user in found for user in node.users):

@@ -6,29 +6,38 @@ over channels in ordinary attention; a model uses this form where tokens outnumb
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import fx
 
-from surgery.anatomy.attention import Core, is_product, product_operands, turned
+from surgery.anatomy.attention import Core
+from surgery.anatomy.axes import (
+    REORDERS,
+    Labels,
+    carried_along,
+    factors_of,
+    product_operands,
+    summed,
+)
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name, shape_of
 from surgery.anatomy.operators import MOVES, NORMS, SCALES
+from surgery.anatomy.scores import is_product
 
 _MATRIX_PRODUCTS = frozenset({"matmul", "bmm"})
 _SOFTMAXES = frozenset({"softmax", "_softmax"})
 # A state that a recurrence decays, adds to or gathers (Mamba, delta rules) is no context.
-_DIRECT = frozenset({"transpose", "permute", "mT", "t", "swapaxes", "to", "_to_copy", "contiguous",
-                     "clone", "expand", "view", "reshape", "_unsafe_view", "alias", "detach"})  # fmt: skip
+_DIRECT = REORDERS | {"to", "_to_copy", "contiguous", "clone", "expand", "view", "reshape", "_unsafe_view",
+                      "alias", "detach"}  # fmt: skip
 _CARRIES = (MOVES | SCALES) - NORMS
 
 
 @dataclass(frozen=True)
 class _Context:
-    """A product of two activations, as it arrives at another product."""
+    """A product of two activations, and the factor that each dimension comes from where it is used."""
 
     node: fx.Node
-    transposed: bool
+    labels: Labels | None
 
 
 def find_linear_attention(flow: Flow) -> list[Core]:
@@ -57,7 +66,8 @@ def _core(
     if _summed(context.node) <= _summed(node):
         return None
     # The second product sums over the channels of the key: the side of the context that meets the query.
-    key_last = on_left != context.transposed
+    (dim,) = summed(node, 0 if on_left else 1)
+    key_last = context.labels[dim] == {1} if context.labels is not None else on_left
     key, value = (second, first) if key_last else (first, second)
     query, key, value = operands = [_before_softmax(side) for side in (query, key, value)]
     if any(not flow.origins(o, through_activations=True).reads for o in operands):
@@ -69,25 +79,22 @@ def _context_behind(
     node: fx.Node, flow: Flow, carries: frozenset[str] = _CARRIES
 ) -> _Context | None:
     """The one product that ``node`` carries through ``carries``, or None."""
-    found: list[_Context] = []
-    seen, queue = {node}, [_Context(node, transposed=False)]
+    found: list[fx.Node] = []
+    after: dict[fx.Node, fx.Node] = {}
+    queue = [node]
     for here in queue:
-        if is_product(here.node, flow):
+        if is_product(here, flow):
             found.append(here)
             continue
-        if op_name(here.node) not in carries or here.node in flow.reader.by_node:
+        if op_name(here) not in carries or here in flow.reader.by_node:
             continue
-        for source in here.node.all_input_nodes:
-            if source not in seen and source in flow.active:
-                seen.add(source)
-                queue.append(
-                    replace(
-                        here,
-                        node=source,
-                        transposed=here.transposed != bool(turned(here.node, False)),
-                    )
-                )
-    return found[0] if len(found) == 1 else None
+        for source in here.all_input_nodes:
+            if source not in after and source in flow.active:
+                after[source] = here
+                queue.append(source)
+    if len(found) != 1:
+        return None
+    return _Context(found[0], carried_along(after, found[0], factors_of(found[0])))
 
 
 def _summed(product: fx.Node) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import fx
 
+from surgery.anatomy.axes import einsum_terms
 from surgery.anatomy.types import Layout
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class PointwiseConv:
             return None
         groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
         padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
-        padded = padding not in (0, "valid") and any(padding)  # type: ignore[arg-type]
+        # Words pad a kernel of 1 by nothing.
+        padded = isinstance(padding, list | tuple) and any(padding)
         if any(size != 1 for size in view.shape[2:]) or groups != 1 or padded:
             return None
         return reader.build_conv(node, x, view)
@@ -94,29 +96,20 @@ class EinsumCall:
 
     def match(self, node: fx.Node, reader: LinearReader) -> LinearRead | None:
         """See :class:`LinearPattern`."""
-        terms = _terms(node.args[0])
-        operands = node.args[1]
-        if terms is None or not isinstance(operands, list | tuple) or len(operands) != 2:
+        terms, result = einsum_terms(node)
+        repeated = any(len(set(term)) < len(term) for term in (*terms, result))
+        if len(terms) != 2 or repeated:
             return None
-        (left, right), result = terms
-        first, second = operands
+        operands: Any = node.args[1]
+        (left, right), (first, second) = terms, operands
         for x, weight, seen, own in ((first, second, left, right), (second, first, right, left)):
             view = reader.weight(weight)
             layout = _side(seen, own, result)
-            if view is not None and not view.transposed and not view.start and layout is not None:
+            if view is not None and not view.transposed and layout is not None:
                 outer = own[1:] if layout is Layout.IN_OUT else own[:1]
                 dims = tuple(result.index(letter) for letter in outer)
                 return reader.build_einsum(node, x, view, layout, dims)
         return None
-
-
-def _terms(equation: object) -> tuple[list[str], str] | None:
-    """``"ab,bc->ac"`` in parts; None for what has dots, repeated letters or no result."""
-    text = str(equation).replace(" ", "")
-    operands, arrow, result = text.partition("->")
-    terms = operands.split(",")
-    plain = all(len(set(t)) == len(t) and t.isalpha() for t in (*terms, result))
-    return (terms, result) if arrow and plain and len(terms) == 2 else None
 
 
 def _side(seen: str, own: str, result: str) -> Layout | None:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
 from torch import fx, nn
 
-from surgery.anatomy.access import PARTS, read_otherwise
-from surgery.anatomy.graph import Graph, is_tensor, module_path, op_name, shape_of
+from surgery.anatomy.access import read_otherwise
+from surgery.anatomy.graph import Graph, module_path, op_name, shape_of
 from surgery.anatomy.linear_patterns import PATTERNS
-from surgery.anatomy.types import Access, Layout
-
-
-@dataclass(frozen=True, eq=False)
-class WeightView:
-    """A parameter as the graph sees it: possibly transposed, possibly only some of its rows.
-
-    ``source`` is its placeholder.
-    """
-
-    name: str
-    source: fx.Node
-    shape: tuple[int, ...]
-    transposed: bool = False
-    start: int = 0
+from surgery.anatomy.types import Access, Layout, Rows, run
+from surgery.anatomy.weights import WeightView, output_channels, view_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +27,7 @@ class LinearRead:
         in_features: Input channels.
         out_features: Output channels of this read.
         weight_out_features: Output channels of the whole parameter.
-        start: First output channel of the parameter that this read uses.
+        channels: The output channels of the parameter that this read uses.
         channel_dims: Dimensions of the output channels in the value of ``node``, the slowest first.
         bias: The bias node, if the same call adds one.
         access: Whether the owning module's forward makes this call, and nobody reads the weight otherwise.
@@ -56,7 +42,7 @@ class LinearRead:
     in_features: int
     out_features: int
     weight_out_features: int
-    start: int
+    channels: range
     channel_dims: tuple[int, ...]
     bias: fx.Node | None
     access: Access
@@ -73,9 +59,10 @@ class LinearRead:
         """Name of the weight in its module."""
         return self.weight.rpartition(".")[2]
 
-
-_TRANSPOSES = frozenset({"t", "numpy_T", "mT"})
-_SAME = frozenset({"alias", "detach", "to", "_to_copy", "contiguous", "clone"})
+    @property
+    def rows(self) -> Rows:
+        """Its channels as one run."""
+        return (run(self.channels),)
 
 
 class LinearReader:
@@ -89,6 +76,7 @@ class LinearReader:
         for name, parameter in self.parameters.items():
             self.owners.setdefault(id(parameter), []).append(name)
         self.by_node: dict[fx.Node, LinearRead] = {}
+        self.unread: dict[fx.Node, str] = {}  # products with a weight that no projection can name
         for node in graph.nodes:
             read = self._match(node)
             if read is not None:
@@ -111,46 +99,8 @@ class LinearReader:
         return None
 
     def weight(self, node: object) -> WeightView | None:
-        """Trace a weight argument back to its parameter through transposes, casts and row blocks."""
-        if not isinstance(node, fx.Node):
-            return None
-        name = self.graph.tensor_name(node)
-        if name is not None:
-            return WeightView(name, node, shape_of(node))
-        if node.op != "call_function" or node in self.graph.data or not is_tensor(node):
-            return None
-        return self._derived_weight(node)
-
-    def _derived_weight(self, node: fx.Node) -> WeightView | None:
-        op, source = op_name(node), node.args[0]
-        if op == "getitem":
-            return self._part(node)
-        view = self.weight(source)
-        if view is None or op in _SAME:
-            return view
-        if op in _TRANSPOSES or (op in {"transpose", "permute"} and len(view.shape) == 2):
-            shape = shape_of(node)
-            turned = replace(view, shape=shape, transposed=not view.transposed)
-            return turned if shape == view.shape[::-1] else None
-        if op == "slice" and _dim(node) == 0 and not view.transposed:
-            start = node.args[2] if len(node.args) > 2 else 0
-            start = start if isinstance(start, int) else 0
-            return replace(view, shape=shape_of(node), start=view.start + start)
-        return None
-
-    def _part(self, node: fx.Node) -> WeightView | None:
-        """``w.chunk(3)[1]``: one block of rows of a packed weight."""
-        parts, index = node.args[:2]
-        if node.target is not operator.getitem or not isinstance(parts, fx.Node):
-            return None
-        if op_name(parts) not in PARTS or not isinstance(index, int):
-            return None
-        whole = self.weight(parts.args[0])
-        dim = parts.args[2] if len(parts.args) > 2 else parts.kwargs.get("dim", 0)
-        if whole is None or whole.transposed or dim != 0:
-            return None
-        sizes = [part.shape[0] for part in parts.meta["val"]]
-        return replace(whole, shape=shape_of(node), start=whole.start + sum(sizes[:index]))
+        """What part of which parameter a weight argument is, or None."""
+        return view_of(node, self.graph)
 
     def build(
         self, node: fx.Node, x: object, view: WeightView, *, flip: bool, bias: object
@@ -197,11 +147,16 @@ class LinearReader:
         weight = getattr(owner, parameter, None)
         if not isinstance(x, fx.Node) or not isinstance(weight, nn.Parameter):
             return None
-        if x not in self.graph.data and self.weight(x) is not None:
-            return None  # a product of two weights is no projection
-        total = prod(weight.shape[1:]) if layout is Layout.IN_OUT else weight.shape[0]
         caller = self.modules.get(module_path(node))
         called = is_projection_module(owner, layout) and caller is owner
+        if not called and x not in self.graph.data and self.weight(x) is not None:
+            return None  # a product of two weights is no projection, a layer applied to one is
+        channels = output_channels(view, tuple(weight.shape), layout)
+        if channels is None:
+            self.unread[node] = (
+                f"it reads {name} by other parts than its output channels: no role can name them"
+            )
+            return None
         access = Access.MODULE if called else Access.PARAMETER
         bias_node = bias if isinstance(bias, fx.Node) else None
         return LinearRead(
@@ -210,8 +165,8 @@ class LinearReader:
             name,
             layout,
             *features,
-            total,
-            view.start,
+            prod(weight.shape[1:]) if layout is Layout.IN_OUT else weight.shape[0],
+            channels,
             channel_dims,
             bias_node,
             access,
@@ -244,8 +199,3 @@ def is_projection_module(module: nn.Module, layout: Layout) -> bool:
 def _resolve(modules: dict[str, nn.Module], name: str) -> object:
     owner, _, parameter = name.rpartition(".")
     return getattr(modules[owner], parameter, None) if owner in modules else None
-
-
-def _dim(node: fx.Node) -> int:
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return dim if isinstance(dim, int) else 0

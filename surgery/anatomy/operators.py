@@ -8,13 +8,13 @@ def _words(text: str) -> frozenset[str]:
 
 
 MOVES = _words("""
-    _autocast_to_full_precision _autocast_to_reduced_precision _conj _to_copy _unsafe_view
+    _autocast_to_full_precision _autocast_to_reduced_precision _conj _to_copy _unsafe_view adjoint
     alias alias_copy as_strided broadcast_to cat chunk clone col2im concat constant_pad_nd contiguous
     copy detach diagonal dropout expand expand_as feature_dropout flatten flip gather
-    getitem im2col index index_put index_select mT masked_select movedim narrow numpy_T pad
+    getitem im2col index index_put index_select mH mT masked_select matrix_H moveaxis movedim narrow numpy_T pad
     permute pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape reshape_as
     resolve_conj roll rot90 scatter select select_scatter slice slice_scatter split
-    split_with_sizes squeeze stack swapaxes t tensor_split tile to transpose type_as unbind
+    split_with_sizes squeeze stack swapaxes swapdims t tensor_split tile to transpose type_as unbind
     unflatten unfold unsqueeze view view_as view_as_complex view_as_real
 """)
 """Move values between places without mixing channels."""
@@ -31,9 +31,9 @@ SCALES = _words("""
 """Scale, shift, normalise or pool: a projection is still recognisable behind them."""
 
 ACTIVATIONS = _words("""
-    celu clamp_min elu erf exp gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu
+    celu elu erf exp gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu
     log_sigmoid logsigmoid mish prelu relu relu6 rrelu selu sigmoid silu softplus softsign
-    square tanh threshold
+    tanh threshold
 """)
 """Elementwise nonlinearities."""
 

@@ -44,11 +44,14 @@ def rows_reaching(read: LinearRead, operands: Sequence[fx.Node], flow: Flow) -> 
         One set of runs for each operand; empty where nothing reaches it.
     """
     if len(operands) == 1 and _keeps_all_channels(read.node, operands[0], flow):
-        return [((read.start, read.start + read.out_features, 1),)]
+        return [read.rows]
     # Whatever the user's default device and mode are: the values are made up here, and so are their gradients.
     with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
         channels = _reached(read, operands, flow)
-    return [to_runs([read.start + c for c in found]) for found in channels]
+    return [
+        read.rows if len(found) == read.out_features else to_runs(read.channels[c] for c in found)
+        for found in channels
+    ]
 
 
 def to_runs(channels: Iterable[int]) -> Rows:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from policies.roles import Role
 from surgery.anatomy.attention import NoMatch
 from surgery.anatomy.capture import Values, capture_for_reading
-from surgery.anatomy.claims import Claim, claims_of, learned, whole
+from surgery.anatomy.claims import Claim, claims_of, learned
 from surgery.anatomy.feed_forward import FeedForwardReads, find_feed_forward
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, module_path, op_name, shape_of
@@ -127,7 +127,7 @@ class Reading:
 
     def _learning(self) -> frozenset[tuple[str, Rows]]:
         """The rows that a gradient comes to, by whichever of their reads."""
-        parts = [(r, whole(r)) for r in self.flow.reader.reads]
+        parts = [(r, r.rows) for r in self.flow.reader.reads]
         for block in self.feed_forward:
             parts += [part for part in (block.up, block.gate) if part]
         found = {(r.weight, rows) for r, rows in parts if learned(r, self.flow)}
@@ -137,7 +137,7 @@ class Reading:
     def _feed_forward(self) -> tuple[FeedForward, ...]:
         found: dict[tuple[Projection, ...], int | None] = {}
         for block in self.feed_forward:
-            parts = [(Role.UP, *block.up), (Role.DOWN, block.down, whole(block.down))]
+            parts = [(Role.UP, *block.up), (Role.DOWN, block.down, block.down.rows)]
             if block.gate:
                 parts.insert(1, (Role.GATE, *block.gate))
             path = module_path(block.up[0].node)
@@ -150,7 +150,7 @@ class Reading:
 
     def _other(self, read_: LinearRead) -> Projection:
         role = Role.HEAD if read_ in self.heads else Role.OTHER
-        return self._projection(role, read_, whole(read_), module_path(read_.node))
+        return self._projection(role, read_, read_.rows, module_path(read_.node))
 
     def _projection(self, role: Role, read_: LinearRead, rows: Rows, path: str) -> Projection:
         owner = self.flow.reader.modules[read_.module]
@@ -186,6 +186,9 @@ class Reading:
             what = f"{site.core.kind} attention"
             said = (*site.problems, *_lost(claims))
             found += [Unplaced(what, site.module, problem) for problem in said]
+        found += [
+            Unplaced("linear", module_path(n), why) for n, why in self.flow.reader.unread.items()
+        ]
         found += [_stack(name, node) for name, node in stacked_weights(self.flow).items()]
         return tuple(dict.fromkeys(found))
 
@@ -232,9 +235,9 @@ def _block_reads(block: FeedForwardReads) -> Iterable[LinearRead]:
 
 def _count_calls(reads: Iterable[LinearRead]) -> dict[str, int]:
     """How often each weight is applied; several blocks of one packed weight count once."""
-    calls: dict[tuple[str, int], int] = defaultdict(int)
+    calls: dict[tuple[str, range], int] = defaultdict(int)
     for read_ in reads:
-        calls[read_.weight, read_.start] += 1
+        calls[read_.weight, read_.channels] += 1
     counted: dict[str, int] = {}
     for (weight, _), number in calls.items():
         counted[weight] = max(counted.get(weight, 0), number)

@@ -98,25 +98,26 @@ def _families(projections: Iterable[Projection]) -> list[list[Projection]]:
 def _line(family: list[Projection]) -> tuple[str, ...]:
     first = family[0]
     name = first.weight_name if len(family) == 1 else _NUMBER.sub("*", first.weight_name)
-    rows = "all" if first.whole else _runs(first.rows)
+    rows = "all" if first.whole else runs(first.rows)
     access = str(first.access) + (f" ×{first.calls}" if first.calls > 1 else "")
     shape = f"{first.in_features} → {first.out_features}"
     return str(first.role), name, rows, shape, access, ranges([p.layer for p in family])
 
 
-def _runs(rows: Rows) -> str:
-    shown = ", ".join(f"{start}:{stop}" for start, stop, _ in rows[:_SHOWN_RUNS])
+def runs(rows: Rows) -> str:
+    """The first runs as slices: ((0, 8, 1), (1, 48, 3)) -> "0:8, 1:48:3"."""
+    shown = [f"{a}:{b}" if step == 1 else f"{a}:{b}:{step}" for a, b, step in rows[:_SHOWN_RUNS]]
     rest = len(rows) - _SHOWN_RUNS
-    return shown + (f", … {rest} more" if rest > 0 else "")
+    return ", ".join(shown) + (f", … {rest} more" if rest > 0 else "")
 
 
 def ranges(layers: Sequence[int | None]) -> str:
     """Layer numbers as a person writes them: [0, 1, 2, 5] -> "0-2, 5"."""
     known = sorted({layer for layer in layers if layer is not None})
-    runs: list[list[int]] = []
+    spans: list[list[int]] = []
     for layer in known:
-        if runs and runs[-1][1] == layer - 1:
-            runs[-1][1] = layer
+        if spans and spans[-1][1] == layer - 1:
+            spans[-1][1] = layer
         else:
-            runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+            spans.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

@@ -20,12 +20,11 @@ from torch._higher_order_ops.flex_attention import flex_attention as flex_attent
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from surgery.anatomy.counting import Counts, summed
+from surgery.anatomy.traces import Trace, after, next_step, softmax_over
+
 _PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"})
-_MATMULS = _PRODUCTS - {"einsum", "baddbmm"}
 _SOFTMAXES = frozenset({"softmax", "_softmax"})
-_TURNS = frozenset({"transpose", "swapaxes", "permute", "movedim"})
-# A state that a recurrence decays, adds to or gathers (Mamba, delta rules) is no context of linear attention.
-_CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone"})
 _OPAQUE = frozenset({"linear", "conv1d", "conv2d", "layer_norm", "group_norm", "embedding"})
 
 
@@ -49,20 +48,6 @@ class Event:
 
 
 @dataclass
-class _Trace:
-    """What a tensor is on its way through an attention."""
-
-    scores: tuple[Tensor, Tensor] | None = None
-    probabilities: tuple[Tensor, Tensor] | None = None
-    over_rows: bool = False
-    softened: Tensor | None = None
-    flipped: bool = False
-    turned: bool = False
-    direct: bool = True
-    event: list[int] = field(default_factory=list)
-
-
-@dataclass
 class AttentionWatch(TorchFunctionMode):
     """Records every attention that runs inside the context.
 
@@ -75,13 +60,12 @@ class AttentionWatch(TorchFunctionMode):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._traces: dict[int, tuple[weakref.ref[Tensor], _Trace]] = {}
+        self._traces: dict[int, tuple[weakref.ref[Tensor], Trace]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
         if func is F.scaled_dot_product_attention:
             self.record("sdpa", *_operands(("query", "key", "value"), args, kwargs))
             with torch._C.DisableTorchFunction():
@@ -90,11 +74,11 @@ class AttentionWatch(TorchFunctionMode):
             return self._look_inside(func, args, kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            self._follow(name, args, kwargs, result)
+            self._follow(func, args, kwargs, result)
         elif isinstance(result, tuple | list):
-            for part in result:
+            for number, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._follow(name, args, kwargs, part)
+                    self._follow(func, args, kwargs, part, number)
         return result
 
     def _look_inside(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -102,54 +86,63 @@ class AttentionWatch(TorchFunctionMode):
         with mock.patch.object(F, "has_torch_function", return_value=False), self:
             return func(*args, **kwargs)
 
-    def _follow(self, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
-        tensors = _tensors((args, kwargs))
+    def _follow(
+        self,
+        func: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        result: Tensor,
+        part: int | None = None,
+    ) -> None:
+        name, tensors = getattr(func, "__name__", ""), _tensors((args, kwargs))
         if name in _PRODUCTS:
-            self._product(name, tensors, result)
+            self._product(name, args, tensors, result)
             return
-        traces = [t for t in map(self._trace, tensors) if t is not None]
-        if not traces and name in _SOFTMAXES:
-            traces = [_Trace(softened=tensors[0])]
-        if not traces or (name in _OPAQUE and not _mixes_heads(tensors, result)):
+        found = [trace for trace in map(self._trace, tensors) if trace is not None]
+        if not found and name in _SOFTMAXES:
+            found = [Trace(softened=tensors[0])]
+        if not found or (name in _OPAQUE and not _mixes_heads(tensors, result)):
             return
         # A hard assignment is made of scores and probabilities: what counts is that it was normalised.
-        trace = next((t for t in traces if t.probabilities is not None), traces[0])
-        if name in _SOFTMAXES and trace.scores is not None:
-            rows = _over_rows(args, kwargs, result)
-            trace = _Trace(probabilities=trace.scores, over_rows=rows)
-        elif _flips(name, tensors[0], args):
-            trace = replace(trace, flipped=not trace.flipped)
-        elif name in _TURNS:
-            trace = replace(trace, turned=True, direct=False)
-        elif name not in _CASTS:
-            trace = replace(trace, direct=False)
+        trace = min(found, key=lambda t: (t.probabilities is None, t.learned))
+        step = "softmax" if name in _SOFTMAXES else next_step(name, found)
+        if step == "softmax" and trace.scores is not None:
+            key = softmax_over(args, kwargs, result, trace.counts)
+            trace = Trace(probabilities=trace.scores, counts=trace.counts, key=key)
+        else:
+            trace = replace(after(trace, func, args, kwargs, result, part), step=step)
         self._set(result, trace)
 
-    def _product(self, name: str, tensors: list[Tensor], result: Tensor) -> None:
+    def _product(self, name: str, args: Any, tensors: list[Tensor], result: Tensor) -> None:
         operands = tensors[-2:]
-        if len(operands) < 2 or any(isinstance(t, nn.Parameter) for t in operands):
+        weights = [isinstance(t, nn.Parameter) for t in operands]
+        if len(operands) < 2 or all(weights) or _projects(name, operands):
             return
         for index, operand in enumerate(operands):
             trace = self._trace(operand)
             if trace is not None and trace.probabilities is not None:
-                by_rows = _sums_rows(trace, index) if name in _MATMULS else trace.over_rows
-                first, second = trace.probabilities
-                query, key = (second, first) if by_rows else (first, second)
-                # One softmax is one attention, also where its parts weigh several values (Pegasus-X).
-                if not trace.event:
-                    trace.event.append(len(self.events))
-                    self.record("softmax", query, key, operands[1 - index])
+                key = trace.summed(summed(name, args, index, operand), otherwise=trace.key)
+                self._weighs(trace, key, operands[1 - index])
                 self.attended(result, trace.event[0])
                 return
         if self._linear(operands):
             self.attended(result, len(self.events) - 1)
         else:
-            self._set(result, _Trace(scores=(operands[0], operands[1])))
+            first, second = operands
+            counts = Counts.of(name, args, (first, second), result)
+            self._set(result, Trace(scores=(first, second), counts=counts, learned=any(weights)))
+
+    def _weighs(self, trace: Trace, key: int, value: Tensor) -> None:
+        """One softmax is one attention, also where its parts weigh several values (Pegasus-X)."""
+        if not trace.event:
+            assert trace.probabilities is not None
+            trace.event.append(len(self.events))
+            self.record("softmax", trace.probabilities[1 - key], trace.probabilities[key], value)
 
     def _linear(self, operands: list[Tensor]) -> bool:
         """``query (key^T value)``: a product over tokens, then one over the channels of the key."""
-        traces = [self._trace(operand) or _Trace() for operand in operands]
-        contexts = [index for index, trace in enumerate(traces) if trace.scores is not None]
+        traces = [self._trace(operand) or Trace() for operand in operands]
+        contexts = [i for i, t in enumerate(traces) if t.scores is not None and not t.learned]
         if len(contexts) != 1:
             return False
         (index,) = contexts
@@ -157,12 +150,12 @@ class AttentionWatch(TorchFunctionMode):
         assert scores is not None
         if not traces[index].direct:
             return False
-        made_of_products = any((self._trace(s) or _Trace()).scores is not None for s in scores)
+        made_of_products = any((self._trace(s) or Trace()).scores is not None for s in scores)
         if made_of_products or scores[0].shape[-1] <= operands[0].shape[-1]:
             return False
-        key_last = (index == 0) != traces[index].flipped
-        key, value = (scores[1], scores[0]) if key_last else scores
-        self.record("linear", *map(self._unsoftened, (operands[1 - index], key, value)))
+        key = traces[index].summed([-1 if index == 0 else -2], otherwise=1 - index)
+        record = (operands[1 - index], scores[key], scores[1 - key])
+        self.record("linear", *map(self._unsoftened, record))
         return True
 
     def _unsoftened(self, tensor: Tensor) -> Tensor:
@@ -184,11 +177,11 @@ class AttentionWatch(TorchFunctionMode):
         """Whether a tensor is on its way through an attention: scores, probabilities, a context."""
         return self._trace(tensor) is not None
 
-    def _trace(self, tensor: Tensor) -> _Trace | None:
+    def _trace(self, tensor: Tensor) -> Trace | None:
         reference, trace = self._traces.get(id(tensor), (None, None))
         return trace if reference is not None and reference() is tensor else None
 
-    def _set(self, tensor: Tensor, trace: _Trace) -> None:
+    def _set(self, tensor: Tensor, trace: Trace) -> None:
         self._traces[id(tensor)] = (weakref.ref(tensor), trace)
 
 
@@ -249,16 +242,10 @@ def _operands(names: tuple[str, ...], args: Any, kwargs: Any) -> tuple[Tensor, T
     return found[0], found[1], found[2]
 
 
-def _flips(name: str, source: Tensor, args: Any) -> bool:
-    """Whether the last two dimensions were exchanged."""
-    if name == "t":
-        return True
-    if name in {"transpose", "swapaxes"}:
-        return {d % source.ndim for d in args[1:3]} == {source.ndim - 1, source.ndim - 2}
-    if name == "permute":
-        dims = args[1] if isinstance(args[1], tuple | list) else args[1:]
-        return [d % source.ndim for d in dims[-2:]] == [source.ndim - 1, source.ndim - 2]
-    return False
+def _projects(name: str, operands: list[Tensor]) -> bool:
+    """Whether a product is a projection by a weight; one that a learned query makes with keys is none."""
+    either = operands if name == "einsum" else operands[1:]
+    return any(isinstance(t, nn.Parameter) and t.ndim < 3 for t in either)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -274,17 +261,3 @@ def _tensors(value: Any) -> list[Tensor]:
 def _mixes_heads(tensors: list[Tensor], result: Tensor) -> bool:
     """A linear over four-dimensional scores that keeps their shape: talking heads."""
     return bool(tensors) and tensors[0].ndim == 4 and tensors[0].shape == result.shape
-
-
-def _over_rows(args: Any, kwargs: Any, result: Tensor) -> bool:
-    """Whether a softmax runs over the second dimension from the end."""
-    dim = kwargs.get("dim", args[1] if len(args) > 1 and isinstance(args[1], int) else -1)
-    return dim in (-2, result.ndim - 2)
-
-
-def _sums_rows(trace: _Trace, position: int) -> bool:
-    """Whether the product with the values sums over the first operand of the scores: that one is the key.
-
-    It is what the softmax runs over, but for slot attention: there slots compete for each token.
-    """
-    return trace.over_rows if trace.turned else (position == 0) == trace.flipped

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from surgery.anatomy.attention import Core, NoMatch, find_cores, is_product, product_operands
+from surgery.anatomy.attention import Core, NoMatch, find_cores
+from surgery.anatomy.axes import product_operands
 from surgery.anatomy.flow import Flow, adds
 from surgery.anatomy.graph import is_tensor, module_path, op_name
 from surgery.anatomy.linear_attention import find_linear_attention
 from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import ACTIVATIONS, ATTENTIONS, CONVOLUTIONS, MOVES, PRODUCTS, SCALES
 from surgery.anatomy.provenance import rows_reaching
+from surgery.anatomy.scores import is_product
 from surgery.anatomy.stacked import shows_a_stack
+from surgery.anatomy.token_mixers import token_mixers
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,11 @@ def find_attention(flow: Flow) -> tuple[list[SiteReads], list[tuple[fx.Node, NoM
     """Every attention site with the linear reads behind its operands and after its result."""
     cores, missed = find_cores(flow)
     found = {core.result: core for core in (*find_linear_attention(flow), *cores)}
+    for core in cores:
+        for operand, channels in zip(
+            (core.query, core.key, core.value), core.channels, strict=True
+        ):
+            flow.pass_through(token_mixers(operand, channels, flow))
     ordered = sorted(found.values(), key=lambda core: flow.graph.order[core.result])
     return [_site(core, flow) for core in ordered], missed
 
@@ -106,6 +114,8 @@ def _said(roles: dict[str, Role], *, settled: bool) -> tuple[str, ...]:
 
 
 def _operand(operand: fx.Node, output: frozenset[LinearRead], core: Core, flow: Flow) -> Role:
+    if operand in flow.learned - flow.active:
+        return Role(why="not projected: it is learned as it is", settled=True)
     origins = flow.origins(operand)
     if not origins.reads:
         origins = flow.origins(operand, through_activations=True)
@@ -168,7 +178,7 @@ def _belongs_elsewhere(
 
 def _fed(read: LinearRead, flow: Flow) -> frozenset[LinearRead]:
     """The linear reads after ``read``, not going through attention."""
-    reads = flow.reader.by_node
+    reads = flow.ends
 
     def stops(node: fx.Node) -> bool:
         return node in reads or op_name(node) in ATTENTIONS or is_product(node, flow)
@@ -230,16 +240,18 @@ def _output(core: Core, flow: Flow) -> Role:
 
 def _reads_a_stack(node: fx.Node, flow: Flow) -> bool:
     """A product with one of many matrices, or with all of them, of which no role can name the rows."""
-    if op_name(node) == "linear":
-        weight = node.args[1]
-        return isinstance(weight, fx.Node) and shows_a_stack(weight, flow)
-    return op_name(node) in PRODUCTS and not all(o in flow.active for o in product_operands(node))
+    factors = node.args[:2] if op_name(node) == "linear" else product_operands(node)
+    return op_name(node) in PRODUCTS | {"linear"} and any(
+        isinstance(factor, fx.Node) and shows_a_stack(factor, flow) for factor in factors
+    )
 
 
 def _carries_output(
     node: fx.Node, seen: set[fx.Node], own: frozenset[LinearRead], flow: Flow
 ) -> bool:
     name = op_name(node)
+    if flow.multiplies_a_constant(node):
+        return True
     if name not in MOVES and name not in SCALES and name not in ACTIVATIONS:
         return False
     if not adds(node) or name in {"cat", "concat", "stack"}:

@@ -15,6 +15,11 @@ Rows = tuple[tuple[int, int, int], ...]
 """Output channels of a weight as ``(start, stop, step)`` runs, in the order of Python's ``range``."""
 
 
+def run(channels: range) -> tuple[int, int, int]:
+    """A range as one run of :data:`Rows`."""
+    return channels.start, channels.stop, channels.step
+
+
 class Access(StrEnum):
     """How the graph reads a weight."""
 

@@ -48,7 +48,7 @@ def layout_of(module: nn.Module) -> Layout | None:
         plain = (
             all(k == 1 for k in kernel)
             and module.groups == 1
-            and (padding == "valid" or not any(padding))
+            and (isinstance(padding, str) or not any(padding))
         )
         return Layout.CONV if plain else None
     if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor):

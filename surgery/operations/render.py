@@ -11,8 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgery.anatomy.render import ranges
-from surgery.anatomy.types import Projection, Rows
+from surgery.anatomy.render import ranges, runs
+from surgery.anatomy.types import Projection
 
 if TYPE_CHECKING:
     from surgery.operations.fold import FoldReport
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from surgery.operations.summary import Summary
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-_SHOWN_RUNS = 3
 
 
 class Renderable(Protocol):
@@ -88,7 +87,7 @@ def _plan_line(family: Sequence[Operation]) -> tuple[str, ...]:
     return (
         str(p.role),
         p.weight_name if len(family) == 1 else _template(p),
-        "all" if p.whole else _runs(p.rows),
+        "all" if p.whole else runs(p.rows),
         f"{spec.kind}, rank {spec.rank}{alpha}{options}",
         ranges([operation.projection.layer for operation in family]),
         "output" if first.access == "module" else "weight",
@@ -109,12 +108,6 @@ def _families(operations: Iterable[Operation]) -> list[list[Operation]]:
 def _template(projection: Projection) -> str:
     """The weight's name with a star for every number in its path."""
     return _NUMBER.sub("*", projection.weight_name)
-
-
-def _runs(rows: Rows) -> str:
-    rest = len(rows) - _SHOWN_RUNS
-    shown = ", ".join(f"{start}:{stop}" for start, stop, _ in rows[:_SHOWN_RUNS])
-    return shown + (f", … {rest} more" if rest > 0 else "")
 
 
 def _some(names: Sequence[str], shown: int = 4) -> str:

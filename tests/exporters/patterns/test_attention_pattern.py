@@ -116,6 +116,11 @@ class WrongAxis(Spelled):
         return self.scores(q, k).softmax(-2) @ v
 
 
+class InSteps(Spelled):
+    def attend(self, q, k, v, **_):
+        return self.scores(q, k).log_softmax(-1).exp() @ v
+
+
 class Watched(Spelled):
     def attend(self, q, k, v, **_):
         probabilities = self.scores(q, k).softmax(-1)
@@ -185,6 +190,7 @@ class Raw(Site):
         (Rolled(2, 3), "key is not a plain arrangement"),
         (Batched(2, 3), "no dimension for heads"),
         (WrongAxis(2, 3), "the softmax runs over dimension -2"),
+        (InSteps(2, 3), "the softmax is spelled out in steps"),
         (Watched(2, 3), "the attention probabilities are read more than once"),
         (Gated(2, 3), "scores pass through tanh"),
         (Shared(2, 3), "2 query heads share 1 key heads"),

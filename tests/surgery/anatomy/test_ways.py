@@ -127,6 +127,18 @@ class PointwiseTwice(Attention):
         return self.out(self.attend(q.mT, k.mT, v.mT))
 
 
+class Rotated(Attention):
+    """Rotations as a table of matrices, and a result turned back by one: nobody learns these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turns", torch.linalg.qr(torch.randn(24, WIDTH, WIDTH))[0])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = ((t.unsqueeze(-2) @ self.turns).squeeze(-2) for t in (q, k))
+        return ((q @ k.mT).softmax(-1) @ v) @ self.turns[0].mT
+
+
 def thirds() -> dict[Role, Rows]:
     roles = (Role.QUERY, Role.KEY, Role.VALUE)
     return {role: ((i * WIDTH, (i + 1) * WIDTH, 1),) for i, role in enumerate(roles)}
@@ -136,7 +148,7 @@ def thirds() -> dict[Role, Rows]:
     "kind",
     [
         Attention, Baddbmm, Factorised, Linear, Autocast, RelativePosition, Activated, PointwiseTwice,
-        Slots, Shown, Flex, Windows, Checkpointed,
+        Slots, Shown, Flex, Windows, Checkpointed, Rotated,
     ],
 )  # fmt: skip
 def test_each_way_is_read_exactly_and_proved(kind: type[Attention]) -> None:
@@ -333,6 +345,24 @@ class Experts(nn.Module):
 def test_stacked_weights_are_told() -> None:
     (unplaced,) = surgery.read(Experts(), torch.randn(3, 5, WIDTH)).unplaced
     assert unplaced.what == "stacked weights" and "weights" in unplaced.why
+
+
+class Unnamed(Attention):
+    """The query by a part of a weight's input channels: no stack, and nothing that is settled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(2 * WIDTH, WIDTH))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q @ self.weights[WIDTH:], k, v)
+
+
+def test_a_plain_weight_is_no_stack() -> None:
+    anatomy = surgery.read(Unnamed(), torch.randn(2, 24, WIDTH))
+    (site,) = anatomy.sites
+    assert not site.role(Role.QUERY) and "made by matmul" in site.notes[0]
+    assert [u.why for u in anatomy.unplaced if u.what == "sdpa attention"] == [site.notes[0]]
 
 
 def test_what_moves_nothing_is_unseen_and_not_refuted() -> None:
