@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from exporters.inputs import Inputs
-from exporters.patterns.base import Refusal
+from exporters.patterns.base import HIDDEN, Refusal
 from exporters.patterns.heads import Gathered, Heads, one_input, trace_heads, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.packed import side_by_side
@@ -63,6 +63,7 @@ class AttentionMatch:
             "qkv_hidden_sizes": list(self.sizes),
             "scale": self.scale,
             "unidirectional": int(self.mask.causal),
+            "mask_filter_value": HIDDEN,
         }
         with rewriter.before(target):
             batch, length = rewriter.sizes(self.x, 0, 1)

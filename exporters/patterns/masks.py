@@ -22,6 +22,7 @@ from exporters.patterns.scores import Replay
 from surgery.anatomy.graph import Graph, shape_of
 
 _MOST = 2 * 6000**2
+_WIDEST = 2**31
 
 Sizes = dict[sympy.Symbol, int]
 Padding = Callable[[list[int]], Tensor]
@@ -111,7 +112,7 @@ def _read(mask: fx.Node | Replay, graph: Graph, inputs: Inputs, decoder: bool) -
 
 def _windows(numbers: Iterable[int | float]) -> list[int]:
     """What a window may be: ``i - j < n`` and ``i - j <= n`` are both written."""
-    found = {abs(int(number)) for number in numbers if float(number).is_integer()}
+    found = {abs(int(n)) for n in numbers if float(n).is_integer() and abs(n) < _WIDEST}
     return sorted(found | {number + 1 for number in found})
 
 
@@ -135,7 +136,8 @@ def _run(
     if value.dtype is torch.bool:
         return _Trial(~value, kept)
     hidden = value <= LOWEST
-    if not bool((hidden | (value == 0)).all()):
+    # Where all keys are hidden, some lower than others, a query attends to these others.
+    if not bool((hidden | (value == 0)).all()) or len(value[hidden].unique()) > 1:
         raise NotConstantError(mask.name)
     return _Trial(hidden, kept)
 

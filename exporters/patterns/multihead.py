@@ -8,7 +8,7 @@ from torch import fx
 
 from exporters.inputs import Inputs
 from exporters.patterns.attention import SCORES, unusable
-from exporters.patterns.base import Refusal
+from exporters.patterns.base import HIDDEN, Refusal
 from exporters.patterns.heads import Gathered, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.operands import Operand, flat_operand, with_heads
@@ -53,6 +53,7 @@ class MultiHeadMatch:
             "num_heads": self.heads,
             "scale": self.scale,
             "unidirectional": int(self.mask.causal),
+            "mask_filter_value": HIDDEN,
         }
         with rewriter.before(target):
             query, key, value = (o.joined(rewriter) for o in (self.query, self.key, self.value))

@@ -184,6 +184,21 @@ class Strange(Masked):
         return attention_mask[:, None, :, None].float() * 0.5 - torch.zeros(length)
 
 
+class Twice(Masked):
+    """Later padding is hidden twice over: a query that sees nothing attends to what is hidden once."""
+
+    def mask(self, length, attention_mask):
+        later = torch.full((length, length), -1e31).triu(1)
+        return later + Additive.mask(self, length, attention_mask) * 1e-4
+
+
+class Weak(Masked):
+    """Large scores show through."""
+
+    def mask(self, length, attention_mask):
+        return (1.0 - attention_mask[:, None, None, :].float()) * -1e4
+
+
 class Pooled(Masked):
     """As CANINE: a key is seen if it or its neighbour is a token."""
 
@@ -265,7 +280,7 @@ def test_at_a_fixed_length_the_proof_is_complete(kind):
     assert found.mask.causal
 
 
-@pytest.mark.parametrize("kind", [Strange, Pooled])
+@pytest.mark.parametrize("kind", [Strange, Pooled, Twice, Weak])
 def test_any_other_mask_is_handed_on(kind):
     found, _, _ = read(kind(2, 3), AXES if kind is Strange else False)
     assert found.mask.bias is not None
