@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from exporters.inputs import Inputs
-from exporters.patterns.attention import SCORES, unusable
+from exporters.patterns.attention import SCORES, unseen_by, unusable
 from exporters.patterns.base import Refusal
 from exporters.patterns.cache import Remembered, remembered, shared_heads
 from exporters.patterns.heads import Gathered, trace_result
@@ -17,6 +17,7 @@ from exporters.patterns.operands import Operand, flat_operand, with_heads
 from exporters.patterns.packed import Packed, pack
 from exporters.patterns.rotary import Rotary, Tables, trace_rotary
 from exporters.patterns.scores import Replay, Scores
+from exporters.patterns.unseen import Unseen
 from exporters.rewrite import Rewriter, Size
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph, shape_of
@@ -36,6 +37,7 @@ class GroupQueryMatch:
         result: The attended values, (batch, heads, length, size).
         scores: Scale, soft cap and mask, as the graph has them.
         mask: What the mask says.
+        unseen: Under what a query may see nothing, and is then 0; with a cache nobody asks what stands at padding.
         tables: What the operator rotates query and key by.
         packed: The one product of which the operator takes all three operands, if there is one.
         counted: Whether the number of a row's tokens is all that the operator gets to know of padding;
@@ -50,6 +52,7 @@ class GroupQueryMatch:
     result: fx.Node
     scores: Scores
     mask: MaskReading
+    unseen: Unseen | None
     tables: Tables | None
     packed: Packed | None
     counted: bool
@@ -70,7 +73,10 @@ class GroupQueryMatch:
             given = [*inputs, *past, last, total, cos, sin, None, bias]
             shapes = [(batch, length, heads * size), *self._present(rewriter, batch, length)]
             made = rewriter.fused_all(self.operator, given, self._attributes(), shapes)
-            result = with_heads(made[0], self.gathered, self.result, heads, rewriter)
+            joined = made[0]
+            if self.unseen is not None:
+                joined = self.unseen.zero(joined, heads, size, rewriter)
+            result = with_heads(joined, self.gathered, self.result, heads, rewriter)
         if self.cache is not None:
             for part, present in zip(self.cache, made[1:], strict=True):
                 rewriter.return_instead(part.joined, present)
@@ -201,6 +207,7 @@ class GroupQueryPattern:
             scores.result,
             scores,
             mask,
+            unseen_by(scores, mask, graph) if cache is None else None,
             None if rotary is None else rotary[0].tables,
             None if isinstance(packed, Refusal) else packed,
             self.counted and mask.padding is not None,

@@ -137,7 +137,7 @@ def _run(
         return _Trial(~value, kept)
     hidden = value <= LOWEST
     # Where all keys are hidden, some lower than others, a query attends to these others.
-    if not bool((hidden | (value == 0)).all()) or len(value[hidden].unique()) > 1:
+    if not bool((hidden | (value == 0)).all()) or bool((value[hidden] != value.min()).any()):
         raise NotConstantError(mask.name)
     return _Trial(hidden, kept)
 

@@ -71,3 +71,49 @@ def test_large_scores_do_not_show_what_is_hidden(normed, causal, tmp_path):
     for padding in ("right", "left"):
         inputs = given(padding)
         compare(model, path, {**inputs, "x": inputs["x"] * 300})
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", ["bool", "-inf", LOWEST])
+def test_queries_that_see_nothing_are_what_they_are_in_the_model(mask, causal, normed, tmp_path):
+    """0 under booleans and infinities, an average under a finite number."""
+    model, path = Padded(mask, causal, normed), tmp_path / "m.onnx"
+    assert export(model, path).fused == 1
+    compare(model, path, given("left"))
+
+
+class Given(nn.Module):
+    """The mask itself is an input, in any shape that broadcasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (2, 7, 7), (3, 2, 7, 7), (3, 1, 1, 7)])
+def test_a_mask_of_any_shape_may_leave_a_query_with_nothing(shape, tmp_path):
+    seen = torch.ones(shape, dtype=torch.bool)
+    inputs = {"x": torch.randn(3, 7, 8), "seen": seen}
+    path = tmp_path / "m.onnx"
+    report = exporters.to_onnx(Given().eval(), path, example_inputs=inputs, dynamic=False)
+    assert report.fused == 1
+    seen.view(-1, 7)[::3] = False
+    compare(Given().eval(), path, inputs)
+
+
+def test_a_decoder_without_a_cache(build, tmp_path):
+    model, path = build("llama"), tmp_path / "m.onnx"
+    assert exporters.to_onnx(model, path).fused == 2
+    ids, mask = torch.randint(60, (3, 7)), given("left")["attention_mask"]
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+    for file in (path, path.with_suffix(".portable.onnx")):
+        feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        (found,) = exporters.open_session(file).run(["logits"], feeds)
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
