@@ -219,9 +219,13 @@ def relative_error(expected: Array, found: Array) -> float:
 
 
 def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:
+    """Sizes to be tried, all of them within the limits."""
+    lower, upper = limits
     if axis.endswith(BATCH):
-        return BATCHES
+        return tuple(dict.fromkeys(min(max(batch, lower), upper) for batch in BATCHES))
     if not axis.endswith(SEQUENCE):
         # An image of twice the size divides into patches and strides as this one does.
-        return (size, 2 * size) if 2 * size <= limits[1] else (size,)
-    return (size, size + _LONGER if size + _LONGER <= limits[1] else size - _LONGER)
+        return (size, 2 * size) if 2 * size <= upper else (size,)
+    least = max(lower, 2)
+    others = (size + _LONGER, size - _LONGER, upper, least)
+    return (size, *[other for other in others if least <= other <= upper and other != size][:1])
