@@ -9,7 +9,7 @@ from torch import fx
 
 from exporters.inputs import Inputs
 from exporters.patterns.attention import SCORES, unseen_by, unusable
-from exporters.patterns.base import Refusal
+from exporters.patterns.base import LOWEST, Refusal
 from exporters.patterns.cache import Remembered, remembered, shared_heads
 from exporters.patterns.heads import Gathered, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
@@ -37,7 +37,7 @@ class GroupQueryMatch:
         result: The attended values, (batch, heads, length, size).
         scores: Scale, soft cap and mask, as the graph has them.
         mask: What the mask says.
-        unseen: Under what a query may see nothing, and is then 0; with a cache nobody asks what stands at padding.
+        unseen: Under what a query may see nothing; with a cache nobody asks what stands at padding.
         tables: What the operator rotates query and key by.
         packed: The one product of which the operator takes all three operands, if there is one.
         counted: Whether the number of a row's tokens is all that the operator gets to know of padding;
@@ -75,7 +75,7 @@ class GroupQueryMatch:
             made = rewriter.fused_all(self.operator, given, self._attributes(), shapes)
             joined = made[0]
             if self.unseen is not None:
-                joined = self.unseen.zero(joined, heads, size, rewriter)
+                joined = self.unseen.mend(joined, self.value.node, heads, rewriter)
             result = with_heads(joined, self.gathered, self.result, heads, rewriter)
         if self.cache is not None:
             for part, present in zip(self.cache, made[1:], strict=True):
@@ -196,7 +196,9 @@ class GroupQueryPattern:
         if rotary is not None:
             query, key = (part.x for part in rotary)
         operands = [Operand(n, flat_operand(n, False, graph)) for n in (query, key, value)]
-        packed = pack((query, key, value), graph)
+        hidden = None if cache is not None else _hidden(scores, mask, graph)
+        averages = hidden is not None and hidden.averages
+        packed = Refusal("averaged") if averages else pack((query, key, value), graph)
         gathered = trace_result(scores.result, graph)
         return GroupQueryMatch(
             operands[0],
@@ -207,7 +209,7 @@ class GroupQueryPattern:
             scores.result,
             scores,
             mask,
-            unseen_by(scores, mask, graph) if cache is None else None,
+            hidden,
             None if rotary is None else rotary[0].tables,
             None if isinstance(packed, Refusal) else packed,
             self.counted and mask.padding is not None,
@@ -250,6 +252,13 @@ class GroupQueryPattern:
             return None
         taken = shape_of(query)[-1] % _ROTARY == 0 == 2 * first.tables.cos.shape[-1] % _ROTARY
         return (first, second) if taken and first.tables.same(second.tables) else None
+
+
+def _hidden(scores: Scores, mask: MaskReading, graph: Graph) -> Unseen | None:
+    """The mask, if a query may see nothing under it."""
+    if mask.finite and mask.padding is not None and isinstance(scores.mask, fx.Node):
+        return Unseen(scores.mask, below=LOWEST)
+    return unseen_by(scores, mask, graph)
 
 
 def _length(node: fx.Node) -> str:

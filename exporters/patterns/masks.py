@@ -40,20 +40,23 @@ class MaskReading:
         padding: The model's input, (batch, length), that is 1 where there is a token.
         bias: The mask itself, where no simpler word fits: something to add, or a boolean that keeps.
         window: How many positions are seen, its own included; None if all are.
+        finite: It hides by a finite number: a query that sees nothing attends to all keys alike.
     """
 
     causal: bool = False
     padding: fx.Node | None = None
     bias: fx.Node | Replay | None = None
     window: int | None = None
+    finite: bool = False
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a mask hides, (batch, heads, queries, keys), and which keys are tokens, (batch, keys)."""
+    """What a mask hides, (batch, heads, queries, keys), and if by a finite number; which keys are tokens, (batch, keys)."""
 
     hides: Tensor
     kept: Tensor | None
+    finite: bool = False
 
     def agrees(self, causal: bool, padded: bool, window: int | None) -> bool:
         rows, columns = self.hides.shape[-2:]
@@ -106,7 +109,8 @@ def _read(mask: fx.Node | Replay, graph: Graph, inputs: Inputs, decoder: bool) -
         if (causal and not (square or decoder)) or (window and not causal):
             continue
         if all(trial.agrees(causal, padded, window) for trial in trials):
-            return MaskReading(causal, tokens if padded else None, None, window)
+            finite = any(trial.finite for trial in trials)
+            return MaskReading(causal, tokens if padded else None, None, window, finite)
     return MaskReading(bias=mask)
 
 
@@ -139,7 +143,7 @@ def _run(
     # Where all keys are hidden, some lower than others, a query attends to these others.
     if not bool((hidden | (value == 0)).all()) or bool((value[hidden] != value.min()).any()):
         raise NotConstantError(mask.name)
-    return _Trial(hidden, kept)
+    return _Trial(hidden, kept, bool(hidden.any() and value.min().isfinite()))
 
 
 def _scattered(shape: list[int]) -> Tensor:

@@ -22,21 +22,23 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Unseen:
-    """A mask of ``scaled_dot_product_attention`` under which a query may see nothing.
+    """A mask under which a query may see nothing.
 
     Attributes:
-        mask: Boolean, or -inf where it hides; broadcast to (batch, heads, queries, keys).
+        mask: Boolean, or low where it hides; broadcast to (batch, heads, queries, keys).
         padding: Whether it is the model's padding mask instead, (batch, keys).
+        below: What is not above this is hidden.
     """
 
     mask: fx.Node
     padding: bool = False
+    below: float = -inf
 
     def zero(self, joined: fx.Node, heads: int, size: int, rewriter: Rewriter) -> fx.Node:
         """Attended values, (batch, queries, heads * size), as 0 for every query that sees nothing."""
 
         def make() -> fx.Node:
-            seen = rewriter.node(aten.transpose.int, self._seen(rewriter), 1, 2)
+            seen = self._by_query(rewriter)
             seen = rewriter.node(aten._to_copy.default, seen, dtype=torch.float32)
             if self.padding or len(shape := shape_of(self.mask)) < 3 or shape[-3] == 1:
                 return seen
@@ -46,6 +48,34 @@ class Unseen:
 
         factor = rewriter.once((Unseen, self.mask, heads, size), self.mask, make)
         return rewriter.node(aten.mul.Tensor, joined, factor)
+
+    def mend(self, joined: fx.Node, values: fx.Node, heads: int, rewriter: Rewriter) -> fx.Node:
+        """The same after an operator that sees earlier keys alone: a finite number hides all alike, later ones too.
+
+        ``values`` are (batch, shared heads, keys, size).
+        """
+        if self.averages:
+            return self._average(joined, values, heads, rewriter)
+        return self.zero(joined, heads, shape_of(values)[3], rewriter)
+
+    @property
+    def averages(self) -> bool:
+        """Whether what sees nothing attends to all keys alike."""
+        return self.below > -inf
+
+    def _average(self, joined: fx.Node, values: fx.Node, heads: int, rewriter: Rewriter) -> fx.Node:
+        key = (Unseen, self.mask, "by query")
+        seen = rewriter.once(key, self.mask, lambda: self._by_query(rewriter))
+        mean = rewriter.node(aten.mean.dim, values, [2], True)
+        grouped = rewriter.node(aten.unsqueeze.default, mean, 2)
+        times = heads // shape_of(values)[1]
+        spread = rewriter.node(aten.expand.default, grouped, [-1, -1, times, -1, -1])
+        rows = rewriter.node(aten.flatten.using_ints, spread, 1)
+        mean = rewriter.node(aten.unsqueeze.default, rows, 1)
+        return rewriter.node(aten.where.self, seen, joined, mean)
+
+    def _by_query(self, rewriter: Rewriter) -> fx.Node:
+        return rewriter.node(aten.transpose.int, self._seen(rewriter), 1, 2)
 
     def choose(self, result: fx.Node, rewriter: Rewriter) -> fx.Node:
         """The same for (batch, heads, queries, size), which may be NaN there."""
@@ -60,7 +90,7 @@ class Unseen:
         """Whether a query sees anything, (batch, heads, queries), any of them 1 where they are alike."""
         if self.mask.meta["val"].is_floating_point():
             highest = rewriter.node(aten.amax.default, self.mask, [-1])
-            seen = rewriter.node(aten.gt.Scalar, highest, -inf)
+            seen = rewriter.node(aten.gt.Scalar, highest, self.below)
         else:
             seen = rewriter.node(aten.any.dim, self.mask, -1)
         missing = 4 - len(shape_of(self.mask))
@@ -77,7 +107,7 @@ def unseen(mask: object, reading: MaskReading, graph: Graph) -> Unseen | None:
         reading: What it says.
         graph: The program.
     """
-    if not isinstance(mask, fx.Node):
+    if not isinstance(mask, fx.Node) or reading.finite:
         return None
     if mask not in graph.data and (reading.bias is None or not _may_hide_all(mask, graph)):
         return None

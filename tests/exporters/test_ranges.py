@@ -13,7 +13,7 @@ import exporters
 from exporters.capture import Captured, capture
 from exporters.causal import decoder_step
 from exporters.inputs import collect
-from exporters.parity import probes
+from exporters.probes import probes
 
 
 class Branching(nn.Module):

@@ -107,8 +107,11 @@ def test_a_mask_of_any_shape_may_leave_a_query_with_nothing(shape, tmp_path):
     compare(Given().eval(), path, inputs)
 
 
-def test_a_decoder_without_a_cache(build, tmp_path):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_decoder_without_a_cache(attention, build, tmp_path):
+    """Eager, a query that sees nothing attends to all keys alike, later ones too."""
     model, path = build("llama"), tmp_path / "m.onnx"
+    model.set_attn_implementation(attention)
     assert exporters.to_onnx(model, path).fused == 2
     ids, mask = torch.randint(60, (3, 7)), given("left")["attention_mask"]
     with torch.no_grad():
