@@ -52,7 +52,7 @@ class MaskReading:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a mask hides, (batch, heads, queries, keys), and if by a finite number; which keys are tokens, (batch, keys)."""
+    """What a mask hides, (batch, heads, queries, keys), if by a finite number; which keys are tokens, (batch, keys)."""
 
     hides: Tensor
     kept: Tensor | None
