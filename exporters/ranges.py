@@ -49,7 +49,7 @@ def told(program: ExportedProgram, symbols: Mapping[str, str], limits: Limits) -
         elif lower > 1:
             yield f"{axis} may be {lower} or more: below, the model has another graph or none"
     for condition in sorted(_conditions(program, symbols, limits)):
-        yield f"the graph holds where {condition}: elsewhere the model has another"
+        yield f"the graph holds where {condition}: elsewhere the model may have another"
 
 
 def _conditions(program: ExportedProgram, symbols: Mapping[str, str], limits: Limits) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from exporters.inputs import Inputs
@@ -75,12 +76,18 @@ class GroupQueryMatch:
             made = rewriter.fused_all(self.operator, given, self._attributes(), shapes)
             joined = made[0]
             if self.unseen is not None:
-                joined = self.unseen.mend(joined, self.value.node, heads, rewriter)
+                values = self._values(inputs, rewriter)
+                joined = self.unseen.mend(joined, values, self._heads, size, rewriter)
             result = with_heads(joined, self.gathered, self.result, heads, rewriter)
         if self.cache is not None:
             for part, present in zip(self.cache, made[1:], strict=True):
                 rewriter.return_instead(part.joined, present)
         rewriter.replace(target, result)
+
+    @property
+    def _heads(self) -> tuple[int, int]:
+        """How many query heads, and how many key heads."""
+        return shape_of(self.query.node)[1], shape_of(self.key.node)[1]
 
     @property
     def products(self) -> int:
@@ -93,10 +100,16 @@ class GroupQueryMatch:
             return [self.packed.write(rewriter, module), None, None]
         return [operand.joined(rewriter) for operand in (self.query, self.key, self.value)]
 
+    def _values(self, operands: list[fx.Node | None], rewriter: Rewriter) -> fx.Node:
+        """The values, (batch, length, key heads * size): what is last in a packed product."""
+        packed, _, values = operands
+        width = self._heads[1] * shape_of(self.value.node)[3]
+        return values or rewriter.node(torch.ops.aten.slice.Tensor, packed, 2, -width)
+
     def _attributes(self) -> dict[str, int | float]:
         found: dict[str, int | float] = {
-            "num_heads": shape_of(self.query.node)[1],
-            "kv_num_heads": shape_of(self.key.node)[1],
+            "num_heads": self._heads[0],
+            "kv_num_heads": self._heads[1],
             "scale": self.scores.scale,
         }
         if self.scores.softcap:
@@ -197,8 +210,7 @@ class GroupQueryPattern:
             query, key = (part.x for part in rotary)
         operands = [Operand(n, flat_operand(n, False, graph)) for n in (query, key, value)]
         hidden = None if cache is not None else _hidden(scores, mask, graph)
-        averages = hidden is not None and hidden.averages
-        packed = Refusal("averaged") if averages else pack((query, key, value), graph)
+        packed = pack((query, key, value), graph)
         gathered = trace_result(scores.result, graph)
         return GroupQueryMatch(
             operands[0],

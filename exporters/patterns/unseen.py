@@ -49,30 +49,27 @@ class Unseen:
         factor = rewriter.once((Unseen, self.mask, heads, size), self.mask, make)
         return rewriter.node(aten.mul.Tensor, joined, factor)
 
-    def mend(self, joined: fx.Node, values: fx.Node, heads: int, rewriter: Rewriter) -> fx.Node:
+    def mend(
+        self,
+        joined: fx.Node,
+        values: fx.Node,
+        heads: tuple[int, int],
+        size: int,
+        rewriter: Rewriter,
+    ) -> fx.Node:
         """The same after an operator that sees earlier keys alone: a finite number hides all alike, later ones too.
 
-        ``values`` are (batch, shared heads, keys, size).
+        ``values`` are (batch, keys, key heads * size); ``heads`` the numbers of query and of key heads.
         """
-        if self.averages:
-            return self._average(joined, values, heads, rewriter)
-        return self.zero(joined, heads, shape_of(values)[3], rewriter)
-
-    @property
-    def averages(self) -> bool:
-        """Whether what sees nothing attends to all keys alike."""
-        return self.below > -inf
-
-    def _average(self, joined: fx.Node, values: fx.Node, heads: int, rewriter: Rewriter) -> fx.Node:
+        if self.below == -inf:
+            return self.zero(joined, heads[0], size, rewriter)
         key = (Unseen, self.mask, "by query")
         seen = rewriter.once(key, self.mask, lambda: self._by_query(rewriter))
-        mean = rewriter.node(aten.mean.dim, values, [2], True)
-        grouped = rewriter.node(aten.unsqueeze.default, mean, 2)
-        times = heads // shape_of(values)[1]
-        spread = rewriter.node(aten.expand.default, grouped, [-1, -1, times, -1, -1])
-        rows = rewriter.node(aten.flatten.using_ints, spread, 1)
-        mean = rewriter.node(aten.unsqueeze.default, rows, 1)
-        return rewriter.node(aten.where.self, seen, joined, mean)
+        mean = rewriter.node(aten.mean.dim, values, [1], True)
+        by_head = rewriter.node(aten.unflatten.int, mean, 2, [heads[1], 1, size])
+        spread = rewriter.node(aten.expand.default, by_head, [-1, -1, -1, heads[0] // heads[1], -1])
+        shared = rewriter.node(aten.flatten.using_ints, spread, 2)
+        return rewriter.node(aten.where.self, seen, joined, shared)
 
     def _by_query(self, rewriter: Rewriter) -> fx.Node:
         return rewriter.node(aten.transpose.int, self._seen(rewriter), 1, 2)
