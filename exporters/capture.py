@@ -15,11 +15,10 @@ from exporters.edits import drop_unread
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, identifier
 from exporters.missing import work_out_missing
+from exporters.ranges import limits_of, told
 from exporters.respell import respell
 from exporters.tracing import spelled, trace
 from surgery.anatomy.graph import op_name
-
-_UNBOUNDED = 2**31
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Captured:
         outputs: Name of each output tensor.
         symbols: The graph's own symbol of each axis, ``{"s77": "batch"}``.
         limits: Smallest and largest size of each axis that the model accepts.
-        notes: Axes that were asked for and that the model fixes.
+        notes: Axes that were asked for and that the model fixes, or sizes for which the graph does not hold.
     """
 
     program: ExportedProgram
@@ -69,10 +68,12 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
             why="its graph turns the batch size into a constant",
             remedy="pass example_inputs= of the batch size to serve, and dynamic=False",
         )
+    limits = limits_of(program, symbols)
     notes = [
         *inputs.notes,
         *(f"{name} is no tensor: left out" for name in sorted(traced.left_out)),
         *(f"{axis} is fixed at {size}: the model allows no other" for axis, size in fixed.items()),
+        *told(program, symbols, limits),
     ]
     axes = {
         name: {dim: axis for dim, axis in dims.items() if axis not in fixed}
@@ -83,7 +84,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         replace(inputs, axes=axes),
         outputs,
         symbols,
-        _limits(program, symbols),
+        limits,
         tuple(notes),
     )
 
@@ -122,16 +123,6 @@ def _symbols(program: ExportedProgram, inputs: Inputs) -> tuple[dict[str, str], 
             else:
                 fixed[axis] = number
     return symbols, fixed
-
-
-def _limits(program: ExportedProgram, symbols: dict[str, str]) -> dict[str, tuple[int, int]]:
-    """Smallest and largest size of each axis; several inputs share an axis, the narrowest counts."""
-    limits = dict.fromkeys(symbols.values(), (1, _UNBOUNDED))
-    for symbol, found in program.range_constraints.items():
-        axis = symbols.get(str(symbol))
-        if axis is not None and found.upper < limits[axis][1]:
-            limits[axis] = (1, int(found.upper))
-    return limits
 
 
 def _output_names(program: ExportedProgram) -> tuple[str, ...]:

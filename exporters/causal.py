@@ -68,7 +68,7 @@ class DecoderStep(nn.Module):
             use_cache=True,
             **({"position_ids": positions} if self._positions else {}),
         )
-        wrong = self._misplaced(attention_mask)
+        wrong = self._misplaced(attention_mask, input_ids.shape[1])
         logits = found.logits
         if wrong is not None:
             logits = logits.masked_fill(wrong[:, None, None], torch.nan)
@@ -79,16 +79,18 @@ class DecoderStep(nn.Module):
         }
         return {"logits": logits, **present}
 
-    def _misplaced(self, mask: Tensor) -> Tensor | None:
-        """Which rows are padded where they may not be, (batch,)."""
+    def _misplaced(self, mask: Tensor, length: int) -> Tensor | None:
+        """Which rows are padded where they may not be, (batch,); ``length`` tokens are new."""
         if self.padding == "either":
             return None
         if self.padding == "none":
             return (mask == 0).any(1)
         if self.padding == "right":
-            return mask[:, 0] == 0
-        before = torch.cat([mask[:, :1], mask[:, :-1]], 1)
-        return (mask < before).any(1)
+            # The number of tokens tells where the new ones go: one after another, the last at the end of a later piece.
+            new = mask[:, -length:]
+            later = mask.sum(1) > new.sum(1)
+            return (mask[:, 0] == 0) | _grows(new) | (later & (new == 0).any(1))
+        return _grows(1 - mask)
 
     def inputs(self) -> Inputs:
         """Random inputs of a step in the middle, with every axis that is dynamic."""
@@ -122,6 +124,12 @@ class DecoderStep(nn.Module):
         """Number of token ids."""
         model: Any = self.model
         return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _grows(mask: Tensor) -> Tensor:
+    """In which rows a 1 follows a 0, (batch,)."""
+    before = torch.cat([mask[:, :1], mask[:, :-1]], 1)
+    return (mask > before).any(1)
 
 
 def positions_of(model: nn.Module) -> int | None:

@@ -20,6 +20,7 @@ from exporters.errors import ExportError
 from exporters.experts import hold_products, spell_out_products
 from exporters.inputs import identifier
 from exporters.norms import divide_by_roots
+from exporters.patterns.unseen import zeros_where_nothing_is_seen
 from exporters.translations import TRANSLATIONS
 from surgery.anatomy.capture import alone
 from surgery.errors import told_by
@@ -39,7 +40,7 @@ def to_ir(captured: Captured) -> ir.Model:
     """
     hold_products(captured.program)
     _forget_pending(captured.program)
-    with alone(), _quiet(), torch.no_grad():
+    with alone(), _quiet(), torch.no_grad(), zeros_where_nothing_is_seen(captured):
         try:
             translated = torch.onnx.export(
                 captured.program,

@@ -81,7 +81,7 @@ class Inputs:
                 shape[dim] = sizes.get(axis, shape[dim])
             if keep(name, value):
                 made[name] = _repeat(value, shape)
-            elif self._pads(name):
+            elif self.pads(name):
                 made[name] = _ragged(shape, value)
             elif MASK in name:
                 made[name] = _repeat(value, shape)
@@ -89,7 +89,7 @@ class Inputs:
                 made[name] = _draw(value, shape, generator)
         return replace(self, tensors=made)
 
-    def _pads(self, name: str) -> bool:
+    def pads(self, name: str) -> bool:
         """Whether this is a padding mask, (batch, sequence), and not one of positions by positions."""
         value, axis = self.tensors[name], self.axes.get(name, {}).get(0)
         if not is_mask(name, value) or axis is not None:
@@ -243,10 +243,15 @@ def _ragged(shape: list[int], value: Tensor) -> Tensor:
     batch, length = shape
     lengths = torch.tensor([max(1, length - row * length // 3) for row in range(batch)])
     mask = torch.arange(length)[None, :] < lengths[:, None]
-    return (mask == _token(value)).to(value.device, value.dtype)
+    return as_padding(mask, value)
 
 
-def _token(value: Tensor) -> bool:
+def as_padding(seen: Tensor, like: Tensor) -> Tensor:
+    """Where there are tokens, (batch, sequence), as a padding mask of the kind and in the sense of ``like``."""
+    return (seen.to(like.device) == token_of(like)).to(like.dtype)
+
+
+def token_of(value: Tensor) -> bool:
     """What a padding mask holds where there is a token: transformers' 1, torch's False.
 
     Whole numbers are 1 where there is a token, if any is; of booleans it is what fills whole rows, none of

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from typing import Protocol
 
 import numpy as np
 from torch import nn
 
-from exporters.axes import BATCH, SEQUENCE
 from exporters.capture import Captured
 from exporters.eager import Array, Case, outputs_of, rounding
 from exporters.errors import ExportError
-from exporters.inputs import Choice, Inputs, is_mask
+from exporters.inputs import Inputs
+from exporters.probes import first_finite, first_taken, padded_otherwise, probes
 from surgery.errors import told_by
 
-BATCHES = (1, 2, 5)
-_LONGER = 3
+_EXACT = 1e-4
+"""The tolerance of a file in fp32 is below this."""
 
 _SLACK, _MOST = 4, 1e-3
 """What fp32 leaves open, file and model may be apart by: this often the model's own rounding, at most."""
@@ -89,6 +88,7 @@ class Truth:
     Attributes:
         outputs: Name of each output.
         cases: Inputs at all sizes to be tried, with their outputs.
+        hidden: Inputs whose rows are padded in other ways, with their outputs: for exact files.
         samples: The user's own inputs, for top-1 agreement, with their outputs.
         model: In fp32.
     """
@@ -97,6 +97,7 @@ class Truth:
     cases: tuple[Case, ...]
     samples: Case | None
     model: nn.Module
+    hidden: tuple[Case, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, captured: Captured, samples: Inputs | None = None) -> Truth:
@@ -105,11 +106,13 @@ class Truth:
         Raises:
             ExportError: If the model does not take its inputs or the samples, or runs at no other size.
         """
-        cases = tuple(_case(model, tries, captured.inputs) for tries in probes(captured))
+        cases = tuple(first_taken(model, tries, captured.inputs) for tries in probes(captured))
+        hidden = tuple(first_finite(model, padded_otherwise(cases[-1][0])))
         if samples is None:
-            return cls(captured.outputs, cases, None, model)
+            return cls(captured.outputs, cases, None, model, hidden)
         try:
-            return cls(captured.outputs, cases, (samples, outputs_of(model, samples)), model)
+            told = samples, outputs_of(model, samples)
+            return cls(captured.outputs, cases, told, model, hidden)
         except Exception as error:  # whatever the model raises for inputs it cannot take
             raise ExportError(
                 f"{type(model).__name__} does not take the samples",
@@ -125,7 +128,7 @@ class Truth:
         Cosines near 0, differences of large numbers: two orders of summation are further apart there
         than any tolerance in relation to the result.
         """
-        return rounding(self.model, self.cases) or [0.0] * len(self.outputs)
+        return rounding(self.model, self.cases + self.hidden) or [0.0] * len(self.outputs)
 
     @cached_property
     def steady(self) -> bool:
@@ -136,7 +139,9 @@ class Truth:
 
     def measure(self, call: Call, tolerance: float) -> Found:
         """See :class:`Reference`."""
-        rows = compare(call, self, tolerance)
+        # Beside the lowest number of 16 bits scores are not nothing: there, what sees nothing is left open.
+        exact = tolerance <= _EXACT
+        rows = compare(call, self, tolerance, self.cases + self.hidden if exact else self.cases)
         failed = any(not row.passed for row in rows)
         return Found(rows, top1_agreement(call, self), self._fault() if failed else None)
 
@@ -148,65 +153,12 @@ class Truth:
         return None if self.steady else _DRAWS
 
 
-_KEEP: tuple[Choice, ...] = (
-    lambda name, value: False,
-    lambda name, value: not value.is_floating_point() and not is_mask(name, value),
-    lambda name, value: not value.is_floating_point(),
-)
-"""What keeps its values: nothing; or ids, since image tokens belong to images; or masks too."""
-
-
-def probes(captured: Captured) -> Iterator[list[Inputs]]:
-    """Inputs at batches 1, 2 and 5, tokens at two lengths with ragged masks, all else at two sizes.
-
-    Yields:
-        At each set of sizes what is to be tried in turn until the model takes it.
-    """
-    inputs = captured.inputs
-    if not inputs.sizes:
-        yield [inputs]
-    choices = {
-        axis: _choices(axis, size, captured.limits[axis]) for axis, size in inputs.sizes.items()
-    }
-    for seed, chosen in enumerate(product(*choices.values())):
-        sizes = dict(zip(choices, chosen, strict=True))
-        yield [inputs.resized(sizes, seed, keep) for keep in _KEEP]
-
-
-def _case(model: nn.Module, tries: list[Inputs], given: Inputs) -> Case:
-    """The first inputs that the model takes, with what it makes of them; ``given`` are the example's."""
-    for inputs in tries:
-        try:
-            return inputs, outputs_of(model, inputs)
-        except Exception as error:  # whatever the model raises for inputs it cannot take
-            last = error
-    _check_taken(model, given)
-    raise ExportError(
-        f"{type(model).__name__} does not run at other sizes than those of the example inputs",
-        where=str(tries[-1].sizes),
-        why=told_by(last),
-        remedy="pass dynamic=False, or a mapping of those dimensions that the model leaves open",
-    ) from last
-
-
-def _check_taken(model: nn.Module, given: Inputs) -> None:
-    """A graph can be captured on dtypes on which nothing can be computed."""
-    try:
-        outputs_of(model, given)
-    except Exception as error:  # as above
-        told = (f"{n} {tuple(t.shape)} of {t.dtype}" for n, t in given.tensors.items())
-        raise ExportError(
-            f"{type(model).__name__} does not take the example inputs",
-            where=", ".join(told).replace("torch.", ""),
-            why=told_by(error),
-            remedy="pass example_inputs= that the model takes; it is exported in float32",
-        ) from error
-
-
-def compare(call: Call, truth: Truth, tolerance: float) -> list[ParityRow]:
-    """Make every call and measure each output."""
+def compare(
+    call: Call, truth: Truth, tolerance: float, cases: Sequence[Case] | None = None
+) -> list[ParityRow]:
+    """Make every call and measure each output; the calls are those of ``truth`` if no others are given."""
     rows = []
-    for inputs, expected in truth.cases:
+    for inputs, expected in truth.cases if cases is None else cases:
         found = zip(truth.outputs, expected, call(inputs.feeds), strict=True)
         for number, (name, e, f) in enumerate(found):
             row = ParityRow(name, inputs.sizes, relative_error(e, f), tolerance)
@@ -240,12 +192,3 @@ def relative_error(expected: Array, found: Array) -> float:
 
 def _shapes(inputs: Inputs) -> str:
     return ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.tensors.items())
-
-
-def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:
-    if axis.endswith(BATCH):
-        return BATCHES
-    if not axis.endswith(SEQUENCE):
-        # An image of twice the size divides into patches and strides as this one does.
-        return (size, 2 * size) if 2 * size <= limits[1] else (size,)
-    return (size, size + _LONGER if size + _LONGER <= limits[1] else size - _LONGER)

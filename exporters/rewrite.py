@@ -26,7 +26,7 @@ class Rewriter:
 
     def __init__(self, program: ExportedProgram) -> None:
         self.program, self.graph = program, program.graph
-        self._masks: dict[fx.Node, fx.Node] = {}
+        self._masks: dict[object, fx.Node] = {}
         self._lengths: dict[object, tuple[fx.Node, fx.Node]] = {}
         self._constants: list[tuple[Tensor, fx.Node]] = []
         self._replaced: dict[fx.Node, fx.Node] = {}
@@ -147,7 +147,7 @@ class Rewriter:
         def cast() -> fx.Node:
             return self._int32(tokens)
 
-        return self._once(tokens, cast)
+        return self.once(tokens, tokens, cast)
 
     def addend(self, mask: fx.Node | Replay | None, scores: Sequence[Size]) -> fx.Node | None:
         """A mask as something to add to the scores.
@@ -161,7 +161,16 @@ class Rewriter:
             return None
         if isinstance(mask, Replay):
             return self._replay(mask, scores)
-        return self._spread(self._once(mask, lambda: self._as_addend(mask)), mask, scores)
+        return self._spread(self.once(mask, mask, lambda: self._as_addend(mask)), mask, scores)
+
+    def once(self, key: object, mask: fx.Node, make: Callable[[], fx.Node]) -> fx.Node:
+        """Make something of a mask right behind its node, or hand out what was made before: layers share masks."""
+        if key not in self._masks:
+            # Placeholders must stay together at the top of the graph.
+            first = next(n for n in self.graph.nodes if n.op != "placeholder")
+            with self.graph.inserting_before(first if mask.op == "placeholder" else mask.next):
+                self._masks[key] = make()
+        return self._masks[key]
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """Add a constant to the program; equal ones (a layer used many times) are added once."""
@@ -253,12 +262,3 @@ class Rewriter:
         if key not in self._lengths:
             self._lengths[key] = make()
         return self._lengths[key]
-
-    def _once(self, mask: fx.Node, make: Callable[[], fx.Node]) -> fx.Node:
-        """Convert a mask right behind its node, or hand out what was made before: layers share masks."""
-        if mask not in self._masks:
-            # Placeholders must stay together at the top of the graph.
-            first = next(n for n in self.graph.nodes if n.op != "placeholder")
-            with self.graph.inserting_before(first if mask.op == "placeholder" else mask.next):
-                self._masks[mask] = make()
-        return self._masks[mask]

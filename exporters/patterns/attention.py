@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from exporters.inputs import Inputs
-from exporters.patterns.base import Refusal
+from exporters.patterns.base import HIDDEN, Refusal
 from exporters.patterns.heads import Gathered, Heads, one_input, trace_heads, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.packed import side_by_side
 from exporters.patterns.scores import Scores, ScoresPattern, uncapped
 from exporters.patterns.sdpa import ScaledDotProduct
 from exporters.patterns.softmax import SoftmaxBetweenProducts
+from exporters.patterns.unseen import Unseen, unseen
 from exporters.rewrite import Rewriter
 from surgery.anatomy.attention import Core
-from surgery.anatomy.graph import Graph, shape_of
+from surgery.anatomy.graph import Graph, op_name, shape_of
 
 _PATTERNS: tuple[ScoresPattern, ...] = (ScaledDotProduct(), SoftmaxBetweenProducts())
 SCORES = {pattern.kind: pattern for pattern in _PATTERNS}
@@ -37,6 +38,7 @@ class AttentionMatch:
         sizes: Output features of query, key and value.
         scale: Factor of the scores.
         mask: What is hidden.
+        unseen: Under what a query may see nothing, and is then 0.
         products: How many matrix products of the graph the one weight takes the place of.
     """
 
@@ -48,6 +50,7 @@ class AttentionMatch:
     sizes: tuple[int, int, int]
     scale: float
     mask: MaskReading
+    unseen: Unseen | None
     products: int
 
     operator = OPERATOR
@@ -63,6 +66,7 @@ class AttentionMatch:
             "qkv_hidden_sizes": list(self.sizes),
             "scale": self.scale,
             "unidirectional": int(self.mask.causal),
+            "mask_filter_value": HIDDEN,
         }
         with rewriter.before(target):
             batch, length = rewriter.sizes(self.x, 0, 1)
@@ -70,6 +74,8 @@ class AttentionMatch:
             inputs = [self.x, weight, bias, padding, None, addend]
             shape = (batch, length, self.sizes[2])
             node = rewriter.fused(self.operator, inputs, attributes, shape)
+            if self.unseen is not None:
+                node = self.unseen.zero(node, self.heads, self.sizes[2] // self.heads, rewriter)
             rewriter.replace(target, self.gathered.shaped(node, rewriter))
 
 
@@ -99,7 +105,8 @@ class AttentionPattern:
         if isinstance(x, Refusal):
             return x
         mask = read_mask(scores.mask, graph, inputs)
-        return unusable(mask, scores) or self._build(x, gathered, heads, scores, mask)
+        hidden = unseen_by(scores, mask, graph)
+        return unusable(mask, scores) or self._build(x, gathered, heads, scores, mask, hidden)
 
     def _heads(self, scores: Scores, graph: Graph) -> tuple[Heads, Heads, Heads] | Refusal:
         query = trace_heads("query", scores.query, graph, transposed=False)
@@ -133,6 +140,7 @@ class AttentionPattern:
         heads: tuple[Heads, Heads, Heads],
         scores: Scores,
         mask: MaskReading,
+        hidden: Unseen | None,
     ) -> AttentionMatch:
         packed = side_by_side(x, heads)
         query, key, value = (len(h.bias) for h in heads)
@@ -145,8 +153,15 @@ class AttentionPattern:
             (query, key, value),
             scores.scale,
             MaskReading(mask.causal or scores.causal, mask.padding, mask.bias),
+            hidden,
             packed.products,
         )
+
+
+def unseen_by(scores: Scores, mask: MaskReading, graph: Graph) -> Unseen | None:
+    """Under what a query may see nothing, where torch then gives 0: a softmax that is spelled out does not."""
+    fused = op_name(scores.product) == "scaled_dot_product_attention"
+    return unseen(scores.mask, mask, graph) if fused else None
 
 
 def unusable(mask: MaskReading, scores: Scores) -> Refusal | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from surgery.anatomy.graph import op_name
@@ -17,8 +18,11 @@ class Refusal:
     why: str
 
 
-LOWEST = -1e4
-"""An additive mask at or below this leaves no probability in fp32."""
+LOWEST = -1e30
+"""A summand at or below this hides whatever it is added to: in fp32 no score is left in the sum."""
+
+HIDDEN = torch.finfo(torch.float32).min
+"""What the operators are told to add to the scores of padding; their own -1e4 is too little for large ones."""
 
 MOVES = frozenset(
     [

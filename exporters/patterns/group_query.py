@@ -5,11 +5,12 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from exporters.inputs import Inputs
-from exporters.patterns.attention import SCORES, unusable
-from exporters.patterns.base import Refusal
+from exporters.patterns.attention import SCORES, unseen_by, unusable
+from exporters.patterns.base import LOWEST, Refusal
 from exporters.patterns.cache import Remembered, remembered, shared_heads
 from exporters.patterns.heads import Gathered, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
@@ -17,6 +18,7 @@ from exporters.patterns.operands import Operand, flat_operand, with_heads
 from exporters.patterns.packed import Packed, pack
 from exporters.patterns.rotary import Rotary, Tables, trace_rotary
 from exporters.patterns.scores import Replay, Scores
+from exporters.patterns.unseen import Unseen
 from exporters.rewrite import Rewriter, Size
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph, shape_of
@@ -36,6 +38,7 @@ class GroupQueryMatch:
         result: The attended values, (batch, heads, length, size).
         scores: Scale, soft cap and mask, as the graph has them.
         mask: What the mask says.
+        unseen: Under what a query may see nothing; with a cache nobody asks what stands at padding.
         tables: What the operator rotates query and key by.
         packed: The one product of which the operator takes all three operands, if there is one.
         counted: Whether the number of a row's tokens is all that the operator gets to know of padding;
@@ -50,6 +53,7 @@ class GroupQueryMatch:
     result: fx.Node
     scores: Scores
     mask: MaskReading
+    unseen: Unseen | None
     tables: Tables | None
     packed: Packed | None
     counted: bool
@@ -70,11 +74,20 @@ class GroupQueryMatch:
             given = [*inputs, *past, last, total, cos, sin, None, bias]
             shapes = [(batch, length, heads * size), *self._present(rewriter, batch, length)]
             made = rewriter.fused_all(self.operator, given, self._attributes(), shapes)
-            result = with_heads(made[0], self.gathered, self.result, heads, rewriter)
+            joined = made[0]
+            if self.unseen is not None:
+                values = self._values(inputs, rewriter)
+                joined = self.unseen.mend(joined, values, self._heads, size, rewriter)
+            result = with_heads(joined, self.gathered, self.result, heads, rewriter)
         if self.cache is not None:
             for part, present in zip(self.cache, made[1:], strict=True):
                 rewriter.return_instead(part.joined, present)
         rewriter.replace(target, result)
+
+    @property
+    def _heads(self) -> tuple[int, int]:
+        """How many query heads, and how many key heads."""
+        return shape_of(self.query.node)[1], shape_of(self.key.node)[1]
 
     @property
     def products(self) -> int:
@@ -87,10 +100,16 @@ class GroupQueryMatch:
             return [self.packed.write(rewriter, module), None, None]
         return [operand.joined(rewriter) for operand in (self.query, self.key, self.value)]
 
+    def _values(self, operands: list[fx.Node | None], rewriter: Rewriter) -> fx.Node:
+        """The values, (batch, length, key heads * size): what is last in a packed product."""
+        packed, _, values = operands
+        width = self._heads[1] * shape_of(self.value.node)[3]
+        return values or rewriter.node(torch.ops.aten.slice.Tensor, packed, 2, -width)
+
     def _attributes(self) -> dict[str, int | float]:
         found: dict[str, int | float] = {
-            "num_heads": shape_of(self.query.node)[1],
-            "kv_num_heads": shape_of(self.key.node)[1],
+            "num_heads": self._heads[0],
+            "kv_num_heads": self._heads[1],
             "scale": self.scores.scale,
         }
         if self.scores.softcap:
@@ -190,6 +209,7 @@ class GroupQueryPattern:
         if rotary is not None:
             query, key = (part.x for part in rotary)
         operands = [Operand(n, flat_operand(n, False, graph)) for n in (query, key, value)]
+        hidden = None if cache is not None else _hidden(scores, mask, graph)
         packed = pack((query, key, value), graph)
         gathered = trace_result(scores.result, graph)
         return GroupQueryMatch(
@@ -201,6 +221,7 @@ class GroupQueryPattern:
             scores.result,
             scores,
             mask,
+            hidden,
             None if rotary is None else rotary[0].tables,
             None if isinstance(packed, Refusal) else packed,
             self.counted and mask.padding is not None,
@@ -243,6 +264,13 @@ class GroupQueryPattern:
             return None
         taken = shape_of(query)[-1] % _ROTARY == 0 == 2 * first.tables.cos.shape[-1] % _ROTARY
         return (first, second) if taken and first.tables.same(second.tables) else None
+
+
+def _hidden(scores: Scores, mask: MaskReading, graph: Graph) -> Unseen | None:
+    """The mask, if a query may see nothing under it."""
+    if mask.finite and mask.padding is not None and isinstance(scores.mask, fx.Node):
+        return Unseen(scores.mask, below=LOWEST)
+    return unseen_by(scores, mask, graph)
 
 
 def _length(node: fx.Node) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from weakref import WeakKeyDictionary
 
 import sympy
@@ -16,33 +17,12 @@ from exporters.capture import placeholders
 from exporters.evaluate import Evaluator, NotConstantError
 from exporters.inputs import Inputs, identifier, is_mask
 from exporters.patterns.base import LOWEST
+from exporters.patterns.numbers import numbers_behind, reach
 from exporters.patterns.scores import Replay
-from surgery.anatomy.graph import Graph, backward, op_name, shape_of
+from surgery.anatomy.graph import Graph, shape_of
 
-_ARITHMETIC = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "floor_divide",
-        "remainder",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "eq",
-        "ne",
-        "clamp",
-        "pow",
-        "where",
-        "masked_fill",
-    ]
-)
-_HARMLESS = {0, 1, -1, float("inf"), float("-inf")}
-_EXTREMES = {torch.finfo(torch.float32).min, torch.finfo(torch.float32).max}
-_BEYOND, _LONGEST = 16, 6000
+_MOST = 2 * 6000**2
+_WIDEST = 2**31
 
 Sizes = dict[sympy.Symbol, int]
 Padding = Callable[[list[int]], Tensor]
@@ -60,20 +40,23 @@ class MaskReading:
         padding: The model's input, (batch, length), that is 1 where there is a token.
         bias: The mask itself, where no simpler word fits: something to add, or a boolean that keeps.
         window: How many positions are seen, its own included; None if all are.
+        finite: It hides by a finite number: a query that sees nothing attends to all keys alike.
     """
 
     causal: bool = False
     padding: fx.Node | None = None
     bias: fx.Node | Replay | None = None
     window: int | None = None
+    finite: bool = False
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a mask hides, (batch, heads, queries, keys), and which keys are tokens, (batch, keys)."""
+    """What a mask hides, (batch, heads, queries, keys), if by a finite number; which keys are tokens, (batch, keys)."""
 
     hides: Tensor
     kept: Tensor | None
+    finite: bool = False
 
     def agrees(self, causal: bool, padded: bool, window: int | None) -> bool:
         rows, columns = self.hides.shape[-2:]
@@ -93,9 +76,9 @@ def read_mask(
 ) -> MaskReading:
     """Read a mask by running the part of the graph that makes it, on ragged padding.
 
-    A reading must hold at every length. Where the length is dynamic, a mask made from a stored table
-    is passed on as it is; one made with numbers (a sliding window looks causal at a short length) is
-    run at lengths beyond their sum.
+    A reading must hold at every length. Where the length is dynamic, a mask is run at a length beyond the
+    product of all numbers in it (a sliding window looks causal at a short length); one that is made in other
+    ways than from places, comparisons and padding is passed on as it is.
 
     Args:
         mask: What is added to the scores, or keeps them.
@@ -112,23 +95,29 @@ def read_mask(
 
 
 def _read(mask: fx.Node | Replay, graph: Graph, inputs: Inputs, decoder: bool) -> MaskReading:
-    numbers = None if isinstance(mask, Replay) else _numbers(mask, graph)
-    if isinstance(mask, Replay) or numbers is None:
+    if isinstance(mask, Replay) or len(shape_of(mask)) != 4:
         return MaskReading(bias=mask)
-    tokens = _padding_input(graph, inputs)
+    tokens, numbers = _padding_input(graph, inputs), numbers_behind(mask, graph)
     try:
         sizes = _sizes(mask, graph, inputs, numbers)
         trials = [_run(mask, graph, tokens, *each) for each in product(sizes, (_scattered, _lone))]
     except NotConstantError:
         return MaskReading(bias=mask)
-    windows: list[int | None] = [None, *(sorted(numbers) if decoder else ())]
+    windows: list[int | None] = [None, *(_windows(numbers) if decoder else ())]
     square = all(trial.hides.shape[-2] == trial.hides.shape[-1] for trial in trials)
     for causal, padded, window in product((False, True), (False, True), windows):
         if (causal and not (square or decoder)) or (window and not causal):
             continue
         if all(trial.agrees(causal, padded, window) for trial in trials):
-            return MaskReading(causal, tokens if padded else None, None, window)
+            finite = any(trial.finite for trial in trials)
+            return MaskReading(causal, tokens if padded else None, None, window, finite)
     return MaskReading(bias=mask)
+
+
+def _windows(numbers: Iterable[int | float]) -> list[int]:
+    """What a window may be: ``i - j < n`` and ``i - j <= n`` are both written."""
+    found = {abs(int(n)) for n in numbers if float(n).is_integer() and abs(n) < _WIDEST}
+    return sorted(found | {number + 1 for number in found})
 
 
 def _run(
@@ -144,13 +133,17 @@ def _run(
     if tokens is not None:
         kept = padding([evaluate.size(n) for n in tokens.meta["val"].shape])
         evaluate.values[tokens] = kept.to(tokens.meta["val"].dtype)
-    value: Tensor = evaluate(mask)
+    try:
+        value: Tensor = evaluate(mask)
+    except (RuntimeError, IndexError) as error:  # these sizes do not go together
+        raise NotConstantError(mask.name) from error
     if value.dtype is torch.bool:
         return _Trial(~value, kept)
     hidden = value <= LOWEST
-    if not bool((hidden | (value == 0)).all()):
+    # Where all keys are hidden, some lower than others, a query attends to these others.
+    if not bool((hidden | (value == 0)).all()) or bool((value[hidden] != value.min()).any()):
         raise NotConstantError(mask.name)
-    return _Trial(hidden, kept)
+    return _Trial(hidden, kept, bool(hidden.any() and value.min().isfinite()))
 
 
 def _scattered(shape: list[int]) -> Tensor:
@@ -163,25 +156,42 @@ def _lone(shape: list[int]) -> Tensor:
     return (torch.arange(shape[1]) == 0).expand(shape)
 
 
-def _sizes(mask: fx.Node, graph: Graph, inputs: Inputs, numbers: frozenset[int]) -> Iterator[Sizes]:
-    """Those captured; and where numbers play a part, lengths beyond them, of a prompt and of a past.
+def _sizes(
+    mask: fx.Node, graph: Graph, inputs: Inputs, numbers: list[int | float]
+) -> Iterator[Sizes]:
+    """Those captured; and where they are dynamic, lengths beyond the numbers, of a prompt and of a past.
 
     Raises:
-        NotConstantError: If that would be too long to try.
+        NotConstantError: If that proves nothing, or would be too long to try.
     """
     yield {}
-    if not numbers or isinstance(mask.meta["val"].shape[-1], int):
+    if all(isinstance(size, int) for size in mask.meta["val"].shape[-2:]):
         return
-    long = sum(map(abs, numbers)) + _BEYOND
-    if long > _LONGEST:
-        raise NotConstantError(mask.name)
+    long = reach(mask, graph, numbers)
     axes = dict(axes_of(graph, inputs))
     for prompt, past in ((long, 0), (3, long)):
-        lengths = {BATCH: 2, SEQUENCE: prompt, f"past_{SEQUENCE}": past}
-        lengths[f"total_{SEQUENCE}"] = prompt + past
-        yield {symbol: lengths[axis] for symbol, axis in axes.items() if axis in lengths}
+        sizes = {symbol: _length(axis, prompt, past) for symbol, axis in axes.items()}
+        _check(mask, Evaluator(graph, sizes=sizes), long)
+        yield sizes
         if f"past_{SEQUENCE}" not in axes.values():
             return
+
+
+def _length(axis: str, prompt: int, past: int) -> int:
+    known = {f"past_{SEQUENCE}": past, f"total_{SEQUENCE}": prompt + past}
+    return 2 if axis.endswith(BATCH) else known.get(axis, prompt)
+
+
+def _check(mask: fx.Node, evaluate: Evaluator, long: int) -> None:
+    """Whether a trial is long enough, and not too long."""
+    shape = [evaluate.size(size) for size in mask.meta["val"].shape]
+    dynamic = [
+        size
+        for size, was in zip(shape, mask.meta["val"].shape, strict=True)
+        if not isinstance(was, int)
+    ]
+    if max(dynamic) < long or prod(shape) > _MOST:
+        raise NotConstantError(mask.name)
 
 
 def axes_of(graph: Graph, inputs: Inputs) -> Iterator[tuple[sympy.Symbol, str]]:
@@ -199,22 +209,3 @@ def _padding_input(graph: Graph, inputs: Inputs) -> fx.Node | None:
     nodes = placeholders(graph.program)
     names = [name for name, value in inputs.tensors.items() if is_mask(name, value)]
     return nodes[names[0]] if len(names) == 1 else None
-
-
-def _numbers(mask: fx.Node, graph: Graph) -> frozenset[int] | None:
-    """The whole numbers that the mask is made with; None if a reading would prove nothing."""
-    if len(shape_of(mask)) != 4:
-        return None
-    found: set[int] = set()
-    dynamic = isinstance(mask.meta["val"].shape[-1], torch.SymInt)
-    for node in backward([mask]):
-        if dynamic and graph.tensor_name(node) is not None and len(shape_of(node)) > 1:
-            return None
-        if op_name(node) not in _ARITHMETIC:
-            continue
-        numbers = {arg for arg in node.args if isinstance(arg, int | float)}
-        numbers -= _HARMLESS | _EXTREMES
-        if dynamic and any(isinstance(number, float) for number in numbers):
-            return None
-        found |= {int(abs(number)) for number in numbers if isinstance(number, int)}
-    return frozenset(found)

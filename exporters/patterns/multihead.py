@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from torch import fx
 
 from exporters.inputs import Inputs
-from exporters.patterns.attention import SCORES, unusable
-from exporters.patterns.base import Refusal
+from exporters.patterns.attention import SCORES, unseen_by, unusable
+from exporters.patterns.base import HIDDEN, Refusal
 from exporters.patterns.heads import Gathered, trace_result
 from exporters.patterns.masks import MaskReading, read_mask
 from exporters.patterns.operands import Operand, flat_operand, with_heads
 from exporters.patterns.scores import Scores, uncapped
+from exporters.patterns.unseen import Unseen
 from exporters.rewrite import Rewriter
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph, shape_of
@@ -31,6 +32,7 @@ class MultiHeadMatch:
         heads: Number of query heads.
         scale: Factor of the scores.
         mask: What is hidden.
+        unseen: Under what a query may see nothing, and is then 0.
     """
 
     query: Operand
@@ -41,6 +43,7 @@ class MultiHeadMatch:
     heads: int
     scale: float
     mask: MaskReading
+    unseen: Unseen | None
 
     operator = OPERATOR
     products = 0
@@ -53,15 +56,19 @@ class MultiHeadMatch:
             "num_heads": self.heads,
             "scale": self.scale,
             "unidirectional": int(self.mask.causal),
+            "mask_filter_value": HIDDEN,
         }
         with rewriter.before(target):
             query, key, value = (o.joined(rewriter) for o in (self.query, self.key, self.value))
             batch, length = rewriter.sizes(self.query.node, 0, -2)
             (keys,) = rewriter.sizes(self.key.node, -1 if self.key.transposed else -2)
             addend = rewriter.addend(self.mask.bias, (batch, self.heads, length, keys))
-            shape = (batch, length, self.heads * shape_of(self.value.node)[-1])
+            size = shape_of(self.value.node)[-1]
+            shape = (batch, length, self.heads * size)
             inputs = [query, key, value, None, padding, addend]
             node = rewriter.fused(self.operator, inputs, attributes, shape)
+            if self.unseen is not None:
+                node = self.unseen.zero(node, self.heads, size, rewriter)
             result = with_heads(node, self.gathered, self.result, self.heads, rewriter)
             rewriter.replace(target, result)
 
@@ -103,6 +110,7 @@ class MultiHeadPattern:
             1 if flat else shape_of(scores.query)[1],
             scores.scale,
             MaskReading(mask.causal or scores.causal, mask.padding, mask.bias),
+            unseen_by(scores, mask, graph),
         )
 
 

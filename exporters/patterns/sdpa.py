@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import fx
 
@@ -22,10 +22,10 @@ class ScaledDotProduct:
 
     def match(self, core: Core, graph: Graph) -> Scores | Refusal:
         """Return the scores, or the argument that no fused operator takes."""
-        given = {**dict(zip(_NAMES, core.node.args, strict=False)), **core.node.kwargs}
+        given = _arguments(core.node)
         if given.get("dropout_p"):
             return Refusal(f"dropout with p = {given['dropout_p']} is active")
-        mask, scale = given.get("attn_mask"), given.get("scale")
+        scale = given.get("scale")
         if not isinstance(scale, int | float | None):
             return Refusal("the factor of the scores is computed")
         found = Scores(
@@ -34,9 +34,19 @@ class ScaledDotProduct:
             core.value,
             key_transposed=False,
             scale=1 / math.sqrt(shape_of(core.query)[-1]) if scale is None else float(scale),
-            mask=mask if isinstance(mask, fx.Node) else None,
+            mask=mask_of(core.node),
             causal=bool(given.get("is_causal")),
             product=core.node,
             result=core.result,
         )
         return misscaled(found) or found
+
+
+def mask_of(node: fx.Node) -> fx.Node | None:
+    """The mask that the call is given, if any."""
+    mask = _arguments(node).get("attn_mask")
+    return mask if isinstance(mask, fx.Node) else None
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    return {**dict(zip(_NAMES, node.args, strict=False)), **node.kwargs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -121,7 +121,9 @@ class SoftmaxBetweenProducts:
             # Whatever scales the sum scales the mask too.
             walk.replayed |= bool(walk.masks or walk.factors) or walk.scale != 1.0
             walk.masks += [source for source in sources if source is not before]
-        elif name == "masked_fill" and isinstance(node.args[2], float) and node.args[2] <= LOWEST:
+        elif name == "masked_fill":
+            if refusal := _filled(node, walk):
+                return refusal
             walk.replayed = True
         elif not keeps_values(node):
             mixed = "; no operator takes heads that are mixed" if name in _MIXES else ""
@@ -161,6 +163,15 @@ def _added(product: fx.Node, walk: _Walk) -> Refusal | None:
     walk.scale *= alpha
     walk.replayed = True
     return None
+
+
+def _filled(node: fx.Node, walk: _Walk) -> Refusal | None:
+    """``masked_fill`` replaces scores; that is a sum only where the sum is what stands there instead of them."""
+    value: Any = node.args[2]
+    known = isinstance(value, int | float) and not walk.factors
+    if known and value * walk.scale <= LOWEST:
+        return None
+    return Refusal(f"masked_fill puts {value} in the place of scores: no sum says the same")
 
 
 def _factor_by_head(node: fx.Node, graph: Graph) -> fx.Node | None:

@@ -207,6 +207,31 @@ def test_rows_padded_where_they_may_not_be_get_no_number(cache, name, padding):
         assert logits[1].isnan().all() == (padding not in {"either", side})
 
 
+HOLE = [[1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]]
+
+
+def test_a_hole_in_a_prompt_is_padding_where_it_may_not_be(tmp_path):
+    model, path = model_of("llama"), tmp_path / "model.onnx"
+    exporters.to_onnx(model, path, cache="right")
+    past = {
+        f"past_key_values.0.{part}": np.zeros((3, 2, 0, 16), np.float32)
+        for part in ("key", "value")
+    }
+    ids = torch.randint(60, (3, 4)).numpy()
+    for file in (path, path.with_suffix(".portable.onnx")):
+        session = exporters.open_session(file)
+        given = {"input_ids": ids, "attention_mask": np.array(HOLE)}
+        logits, key, value = session.run(None, {**given, **past})
+        assert [bool(np.isnan(row).all()) for row in logits] == [True, False, False]
+        # Old padding is no hole: the next token takes its place. A piece that ends in padding has none to take.
+        for new, wrong in (([[1]], False), ([[1, 1]], False), ([[1, 0]], True), ([[0, 1]], True)):
+            mask = np.concatenate([np.array(HOLE)[2:], new], 1)
+            step = {"input_ids": ids[2:, : len(new[0])], "attention_mask": mask}
+            cached = dict(zip(past, (key[2:], value[2:]), strict=True))
+            found = session.run(["logits"], {**step, **cached})[0]
+            assert bool(np.isnan(found).all()) is wrong
+
+
 @pytest.mark.slow
 def test_under_fp16_the_cache_has_half_the_bytes_and_generates_the_same(tmp_path):
     model, path = model_of("llama"), tmp_path / "model.onnx"

@@ -150,7 +150,7 @@ class Attention(nn.Module):
             scores = q @ k.transpose(-1, -2) / math.sqrt(a.head)
             if a.causal:
                 hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-                scores = scores.masked_fill(hidden, -1e4)
+                scores = scores.masked_fill(hidden, -torch.inf)
             mixed = scores.softmax(-1) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=a.causal)

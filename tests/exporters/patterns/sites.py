@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from exporters.capture import Captured, capture
 from exporters.inputs import collect
 from exporters.patterns.attention import AttentionMatch, AttentionPattern
+from exporters.patterns.base import HIDDEN
 from surgery.anatomy.attention import find_cores
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph
@@ -99,9 +100,9 @@ def fused(
     q, k, v = (h.transpose(1, 2) for h in heads)
     scores = q @ k.mT * match.scale
     if match.mask.causal:
-        scores = scores + torch.full((length, length), -1e4).triu(1)
+        scores = scores + torch.full((length, length), HIDDEN).triu(1)
     if match.mask.padding is not None:
-        scores = scores + (tokens == 0)[:, None, None, :] * -1e4
+        scores = scores + (tokens == 0)[:, None, None, :] * HIDDEN
     if match.mask.bias is not None:
         scores = scores + bias
     return (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, -1)

@@ -68,6 +68,106 @@ class Window(Masked):
         return ((j <= i) & (j > i - 100))[None, None]
 
 
+def places(length):
+    return torch.arange(length)[:, None], torch.arange(length)[None, :]
+
+
+class Band(Masked):
+    def mask(self, length, attention_mask):
+        return torch.ones(length, length, dtype=torch.bool).tril(40).triu(-40)[None, None]
+
+
+class Behind(Masked):
+    def mask(self, length, attention_mask):
+        return torch.ones(length, length, dtype=torch.bool).tril().triu(-40)[None, None]
+
+
+class Held(Masked):
+    """The window is a buffer, of no dimension or of one."""
+
+    window = torch.tensor(40)
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.register_buffer("held", self.window)
+
+    def mask(self, length, attention_mask):
+        i, j = places(length)
+        return ((j <= i) & (i - j < self.held))[None, None]
+
+
+class HeldFraction(Held):
+    window = torch.tensor([40.5])
+
+
+class Filled(Masked):
+    def mask(self, length, attention_mask):
+        i, j = places(length)
+        return ((j <= i) & (i - j < torch.full_like(i - j, 40)))[None, None]
+
+
+class Literal(Masked):
+    def mask(self, length, attention_mask):
+        i, j = (torch.minimum(each, torch.tensor(40)) for each in places(length))
+        return (j <= i)[None, None]
+
+
+class Shifted(Masked):
+    def mask(self, length, attention_mask):
+        i, j = places(length)
+        return ((j <= i) & (i >> 5 == j >> 5))[None, None]
+
+
+class Blocks(Masked):
+    """Hides what lies four blocks of 32 back: beyond the product of its numbers, not beyond their sum."""
+
+    def mask(self, length, attention_mask):
+        i, j = places(length)
+        return ((j <= i) & (i // 32 - j // 32 < 4))[None, None]
+
+
+class Wrapping(Masked):
+    def mask(self, length, attention_mask):
+        i, j = (each.to(torch.int8) for each in places(length))
+        return (j <= i)[None, None]
+
+
+class Row(Masked):
+    """A table of one dimension, by distance."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.register_buffer("row", (torch.arange(64) >= 40) * -torch.inf)
+        self.row.nan_to_num_(0.0, neginf=-torch.inf)
+
+    def mask(self, length, attention_mask):
+        i, j = places(length)
+        return self.row[(i - j).abs()][None, None]
+
+
+class Cut(Masked):
+    def mask(self, length, attention_mask):
+        mask = torch.zeros(length, length)
+        mask[:, 40:] = -torch.inf
+        return mask[None, None]
+
+
+HIDING = [
+    Band,
+    Behind,
+    Held,
+    HeldFraction,
+    Filled,
+    Literal,
+    Shifted,
+    Blocks,
+    Wrapping,
+    Row,
+    Cut,
+]
+"""What hides nothing more than padding or what comes later, or nothing at all, at the example's length."""
+
+
 class Stored(Masked):
     """A causal table; nothing says that it goes on like this."""
 
@@ -82,6 +182,21 @@ class Stored(Masked):
 class Strange(Masked):
     def mask(self, length, attention_mask):
         return attention_mask[:, None, :, None].float() * 0.5 - torch.zeros(length)
+
+
+class Twice(Masked):
+    """Later padding is hidden twice over: a query that sees nothing attends to what is hidden once."""
+
+    def mask(self, length, attention_mask):
+        later = torch.full((length, length), -1e31).triu(1)
+        return later + Additive.mask(self, length, attention_mask) * 1e-4
+
+
+class Weak(Masked):
+    """Large scores show through."""
+
+    def mask(self, length, attention_mask):
+        return (1.0 - attention_mask[:, None, None, :].float()) * -1e4
 
 
 class Pooled(Masked):
@@ -128,14 +243,22 @@ def test_the_reading_computes_the_same(kind):
     torch.testing.assert_close(fused(found, site.norm(x), mask), site(x, mask))
 
 
-@pytest.mark.parametrize("kind", [Window, Stored])
+@pytest.mark.parametrize("kind", [Window, Stored, *HIDING])
 def test_what_only_looks_causal_is_handed_on_where_the_length_is_dynamic(kind):
     found, _, _ = read(kind(2, 3), AXES)
     assert found.mask.bias is not None
     assert not found.mask.causal
 
 
-@pytest.mark.parametrize(("kind", "window"), [(Window, 100), (Causal, None), (Stored, 0)])
+def test_an_axis_of_any_name_is_tried_at_another_length():
+    site = Window(2, 3)
+    found, _, _ = match(site, torch.randn(2, LENGTH, 6), {"x": {0: "batch", 1: "tokens"}})
+    assert found.mask.bias is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "window"), [(Window, 100), (Behind, 41), (Held, 40), (Causal, None), (Stored, 0)]
+)
 def test_a_window_is_told_from_a_causal_mask_beyond_its_size(kind, window):
     site = kind(2, 3).eval()
     given = {"x": torch.randn(2, LENGTH, 6), "attention_mask": tokens()}
@@ -157,7 +280,7 @@ def test_at_a_fixed_length_the_proof_is_complete(kind):
     assert found.mask.causal
 
 
-@pytest.mark.parametrize("kind", [Strange, Pooled])
+@pytest.mark.parametrize("kind", [Strange, Pooled, Twice, Weak])
 def test_any_other_mask_is_handed_on(kind):
     found, _, _ = read(kind(2, 3), AXES if kind is Strange else False)
     assert found.mask.bias is not None

@@ -1,0 +1,122 @@
+"""Padding stays hidden however large the scores, and whatever a query sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import exporters
+
+LOWEST = torch.finfo(torch.float32).min
+AXES = {0: "batch", 1: "sequence"}
+
+
+class Padded(nn.Module):
+    """Attention under a padding mask, ``Attention`` in the file; with norms in between ``MultiHeadAttention``."""
+
+    def __init__(self, mask: str, causal: bool = False, normed: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mask, self.causal, self.normed = mask, causal, normed
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        if self.normed:
+            q, k = (F.layer_norm(each, (4,)) * 300 for each in (q, k))
+        seen = attention_mask[:, None, None, :].bool()
+        if self.causal:
+            seen = seen & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        if self.mask == "bool":
+            attended = F.scaled_dot_product_attention(q, k, v, seen)
+        else:
+            added = torch.where(seen, 0.0, float(self.mask))
+            attended = F.scaled_dot_product_attention(q, k, v, added)
+        return attended.transpose(1, 2).flatten(2)
+
+
+def given(padding: str) -> dict[str, Tensor]:
+    mask = torch.ones(3, 7, dtype=torch.int64)
+    if padding == "right":
+        mask[1, 4:], mask[2, 1:] = 0, 0
+    else:
+        mask[1, :3], mask[2] = 0, 0
+    return {"x": torch.randn(3, 7, 8), "attention_mask": mask}
+
+
+def compare(model: nn.Module, path, inputs: dict[str, Tensor]) -> None:
+    """Fused file and portable one against the model."""
+    with torch.no_grad():
+        expected = model(**inputs)
+    for file in (path, path.with_suffix(".portable.onnx")):
+        feeds = {name: value.numpy() for name, value in inputs.items()}
+        (found,) = exporters.open_session(file).run(None, feeds)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5 * scale)
+
+
+def export(model: nn.Module, path) -> exporters.ExportReport:
+    inputs = given("right")
+    axes = dict.fromkeys(inputs, AXES)
+    return exporters.to_onnx(model.eval(), path, example_inputs=inputs, dynamic=axes)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_large_scores_do_not_show_what_is_hidden(normed, causal, tmp_path):
+    model, path = Padded(LOWEST, causal, normed), tmp_path / "m.onnx"
+    assert export(model, path).fused == 1
+    for padding in ("right", "left"):
+        inputs = given(padding)
+        compare(model, path, {**inputs, "x": inputs["x"] * 300})
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", ["bool", "-inf", LOWEST])
+def test_queries_that_see_nothing_are_what_they_are_in_the_model(mask, causal, normed, tmp_path):
+    """0 under booleans and infinities, an average under a finite number."""
+    model, path = Padded(mask, causal, normed), tmp_path / "m.onnx"
+    assert export(model, path).fused == 1
+    compare(model, path, given("left"))
+
+
+class Given(nn.Module):
+    """The mask itself is an input, in any shape that broadcasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (2, 7, 7), (3, 2, 7, 7), (3, 1, 1, 7)])
+def test_a_mask_of_any_shape_may_leave_a_query_with_nothing(shape, tmp_path):
+    seen = torch.ones(shape, dtype=torch.bool)
+    inputs = {"x": torch.randn(3, 7, 8), "seen": seen}
+    path = tmp_path / "m.onnx"
+    report = exporters.to_onnx(Given().eval(), path, example_inputs=inputs, dynamic=False)
+    assert report.fused == 1
+    seen.view(-1, 7)[::3] = False
+    compare(Given().eval(), path, inputs)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_decoder_without_a_cache(attention, build, tmp_path):
+    """Eager, a query that sees nothing attends to all keys alike, later ones too."""
+    model, path = build("llama"), tmp_path / "m.onnx"
+    model.set_attn_implementation(attention)
+    assert exporters.to_onnx(model, path).fused == 2
+    ids, mask = torch.randint(60, (3, 7)), given("left")["attention_mask"]
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+    for file in (path, path.with_suffix(".portable.onnx")):
+        feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        (found,) = exporters.open_session(file).run(["logits"], feeds)
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
