@@ -16,6 +16,7 @@ from surgery.anatomy.claims import Claim, claims_of, learned
 from surgery.anatomy.feed_forward import FeedForwardReads, find_feed_forward
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, module_path, op_name, shape_of
+from surgery.anatomy.heads import find_heads
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.layers import Blocks
 from surgery.anatomy.linears import LinearRead, LinearReader
@@ -72,7 +73,7 @@ class Reading:
         self.sites, self.missed = find_attention(flow)
         self.calls = _count_calls(flow.reader.reads)
         taken = {r for site in self.sites for r in site.reads}
-        self.heads = {r for r in _heads(flow) if r not in taken}
+        self.heads = find_heads(flow) - taken
         self.feed_forward = find_feed_forward(flow, taken | self.heads)
         taken |= {r for block in self.feed_forward for r in _block_reads(block)}
         self.others = [r for r in flow.reader.reads if r not in taken]
@@ -206,27 +207,6 @@ def _missed(node: fx.Node, miss: NoMatch) -> Unplaced:
     return Unplaced(op_name(node), module_path(node), miss.why)
 
 
-def _heads(flow: Flow) -> Iterable[LinearRead]:
-    """Linear reads that an output shows, scaled or averaged at most, and that feed no other linear."""
-    for output in flow.graph.outputs:
-        if output not in flow.graph.data:
-            continue
-        origins = flow.origins(_before_soft_cap(output))
-        final = not origins.blockers and all(not flow.next_reads(r.node) for r in origins.reads)
-        if final:
-            yield from origins.reads
-
-
-def _before_soft_cap(node: fx.Node) -> fx.Node:
-    """``cap * tanh(logits / cap)`` shows the logits; a pooler's plain tanh is something else."""
-    scaled = node.args[0] if op_name(node) == "mul" else None
-    if isinstance(scaled, fx.Node) and op_name(scaled) == "tanh":
-        source = scaled.args[0]
-        if isinstance(source, fx.Node) and op_name(source) == "div":
-            return source
-    return node
-
-
 def _block_reads(block: FeedForwardReads) -> Iterable[LinearRead]:
     yield from (block.up[0], block.down)
     if block.gate:
@@ -245,5 +225,7 @@ def _count_calls(reads: Iterable[LinearRead]) -> dict[str, int]:
 
 
 def _embedding_rows(graph: Graph) -> tuple[int, ...]:
-    tables = [n.args[0] for n in graph.nodes if op_name(n) == "embedding"]
+    """The sizes of the tables that something of the inputs is looked up in; one of positions is none."""
+    found = [n for n in graph.nodes if op_name(n) == "embedding" and n.args[1] in graph.data]
+    tables = [n.args[0] for n in found]
     return tuple(dict.fromkeys(shape_of(t)[0] for t in tables if isinstance(t, fx.Node)))
