@@ -387,3 +387,25 @@ def test_a_summand_made_of_the_result_is_no_other_branch() -> None:
     anatomy = surgery.read(model, inputs)
     assert anatomy.sites[0].role(Role.ATTENTION_OUTPUT)[0].module == "out" and not anatomy.unplaced
     assert surgery.verify(model, anatomy, inputs).proved
+
+
+class Grouped(Attention):
+    """DeepSeek-V4's output: each group of channels has a matrix of its own, all of them in one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups = nn.Parameter(torch.randn(2 * 8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().attend(*self.qkv(x).chunk(3, -1))
+        parts = y.unflatten(-1, (2, 8)).permute(2, 0, 1, 3).flatten(1, 2)
+        return self.out(
+            torch.bmm(parts, self.groups.view(2, 8, 4)).repeat(1, 1, 2).mT.reshape(-1, WIDTH)
+        )
+
+
+def test_a_weight_seen_as_many_matrices_is_a_stack_and_settled() -> None:
+    anatomy = surgery.read(Grouped(), torch.randn(2, 6, WIDTH))
+    assert not anatomy.sites[0].role(Role.ATTENTION_OUTPUT)
+    assert "stacked weights" in anatomy.sites[0].notes[0]
+    assert [u.what for u in anatomy.unplaced] in ([], ["stacked weights"])
