@@ -116,6 +116,16 @@ class Graph:
                 found.add(node)
         return frozenset(found)
 
+    def histories(self, starts: Sequence[fx.Node]) -> dict[fx.Node, int]:
+        """Which of ``starts`` each node is computed from, itself included: one bit for each."""
+        own = {node: 1 << number for number, node in enumerate(starts)}
+        found: dict[fx.Node, int] = {}
+        for node in self.nodes:
+            found[node] = own.get(node, 0)
+            for source in node.all_input_nodes:
+                found[node] |= found.get(source, 0)
+        return found
+
     @cached_property
     def live(self) -> frozenset[fx.Node]:
         """Nodes from which a path leads to an output of the model, or to a write in place that may."""

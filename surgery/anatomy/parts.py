@@ -88,13 +88,7 @@ class Parts:
     @cached_property
     def _histories(self) -> dict[fx.Node, int]:
         """The attentions behind each node, one bit for each."""
-        own = {site.core.result: 1 << number for number, site in enumerate(self.sites)}
-        found: dict[fx.Node, int] = {}
-        for node in self.flow.graph.nodes:
-            found[node] = own.get(node, 0)
-            for source in node.all_input_nodes:
-                found[node] |= found.get(source, 0)
-        return found
+        return self.flow.graph.histories([site.core.result for site in self.sites])
 
     @cached_property
     def _crossing(self) -> tuple[SiteReads, ...]:

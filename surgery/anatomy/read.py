@@ -77,10 +77,8 @@ class Reading:
         self.feed_forward = find_feed_forward(flow, taken | self.heads)
         taken |= {r for block in self.feed_forward for r in _block_reads(block)}
         self.others = [r for r in flow.reader.reads if r not in taken]
-        self.blocks = Blocks(
-            (site.module for site in self.sites),
-            (module_path(block.up[0].node) for block in self.feed_forward),
-        )
+        results = [site.core.result for site in self.sites]
+        self.blocks = Blocks(flow.graph, results, [f.up[0].node for f in self.feed_forward])
         self.parts = self._parts()
         self.claims = [claims_of(site, flow) for site in self.sites]
         self.learning = self._learning()
