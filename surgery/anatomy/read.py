@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -192,8 +192,10 @@ class Reading:
         return tuple(dict.fromkeys(found))
 
 
-def _lost(claims: Iterable[Claim]) -> list[str]:
-    return [claim.lost for claim in claims if claim.lost]
+def _lost(claims: Sequence[Claim]) -> list[str]:
+    """What is to be said of roles without any rows; one of several reads may give none (a rotary part of size 0)."""
+    found = {claim.role for claim in claims if claim.rows}
+    return [claim.lost for claim in claims if claim.lost and claim.role not in found]
 
 
 def _stack(name: str, node: fx.Node) -> Unplaced:
