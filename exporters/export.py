@@ -32,6 +32,7 @@ from exporters.report import ExportReport, FileReport
 from exporters.runtime import BASE_KEY, require_runtime
 from exporters.staging import Stage, stage
 from exporters.verify import WithAdapter
+from surgery.anatomy.buffers import kept_state
 
 
 def to_onnx(
@@ -126,27 +127,30 @@ def to_onnx(
     )
     check_destinations([*names.values(), *separate, about], overwrite)
     plain, learned = split(model) if separate else (plain_model(model), None)
-    subject, inputs = _subject(plain.model, cache, example_inputs, dynamic)
-    facts = describe(
-        plain, inputs, labels=labels, processor=processor, preprocessing=preprocessing,
-        accuracy=accuracy, extra=metadata,
-    )  # fmt: skip
-    captured = capture(subject, inputs)
-    if profile:
-        complete(captured, profile)  # an axis that is not there is known before the long work
-    truth = _reference(subject, captured, samples) if verify else None
-    with stage(names[target].parent) as aside:
-        maker = Maker(aside, captured, facts, truth, precision, profile)
-        if learned is not None:
-            together = _truth(learned.adapted, captured, samples) if verify else None
-            maker = _set_apart(learned, maker, aside.folder / separate[0].name, together)
-        files, sites = _make(maker, names, target, subject)
-        notes = tuple(dict.fromkeys((*plain.notes, *captured.notes, *maker.notes)))
-        report = ExportReport(qualified_name(plain.model), files, sites, notes, versions(), about)
-        if report.passed:
-            card.write(aside.folder, report, maker.facts, plain.model)
-        _hand_over(report, aside)
-    return report
+    with kept_state(model):
+        subject, inputs = _subject(plain.model, cache, example_inputs, dynamic)
+        facts = describe(
+            plain, inputs, labels=labels, processor=processor, preprocessing=preprocessing,
+            accuracy=accuracy, extra=metadata,
+        )  # fmt: skip
+        captured = capture(subject, inputs)
+        if profile:
+            complete(captured, profile)  # an axis that is not there is known before the long work
+        truth = _reference(subject, captured, samples) if verify else None
+        with stage(names[target].parent) as aside:
+            maker = Maker(aside, captured, facts, truth, precision, profile)
+            if learned is not None:
+                together = _truth(learned.adapted, captured, samples) if verify else None
+                maker = _set_apart(learned, maker, aside.folder / separate[0].name, together)
+            files, sites = _make(maker, names, target, subject)
+            notes = tuple(dict.fromkeys((*plain.notes, *captured.notes, *maker.notes)))
+            report = ExportReport(
+                qualified_name(plain.model), files, sites, notes, versions(), about
+            )
+            if report.passed:
+                card.write(aside.folder, report, maker.facts, plain.model)
+            _hand_over(report, aside)
+        return report
 
 
 def _subject(

@@ -17,6 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from surgery.anatomy.buffers import kept_attributes, kept_buffers
 from surgery.anatomy.conversions import idle_conversions
 from surgery.anatomy.gradients import visible_gradients
 from surgery.anatomy.graph import is_open, module_path
@@ -45,7 +46,7 @@ def capture(
 ) -> ExportedProgram:
     """Export ``model`` on fake tensors, in eval mode.
 
-    The model's mode, weights, buffers, random state and grad flags are afterwards what they were.
+    The model's mode, weights, buffers, attributes, random state and grad flags are afterwards what they were.
 
     Args:
         model: Any ``nn.Module``; on the meta device no weight is needed.
@@ -64,6 +65,7 @@ def capture(
     with (
         alone(),
         unchanged(model),
+        kept_buffers(model),
         _silence(),
         idle_conversions(),
         visible_gradients() if gradients else torch.no_grad(),
@@ -190,7 +192,7 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; on leaving, the mode of every module and the random state come back."""
+    """Eval mode inside; on leaving, the mode and attributes of every module and the random state come back."""
     modes = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     random_state = torch.get_rng_state()
@@ -199,7 +201,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     for module, _ in modes:
         module.training = False  # train() and eval() may be the model's own, and change weights
     try:
-        yield
+        with kept_attributes(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_rng_state(random_state)

@@ -26,6 +26,17 @@ MODELS = {
     "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_TINY)),
     "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**_TINY, attn_logit_softcapping=2.0)),
 }
+_LONG = _TINY | {"max_position_embeddings": 128, "original_max_position_embeddings": 32}
+_SCALES = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16, "factor": 4.0}
+
+
+def longrope() -> nn.Module:
+    """Rotations by other angles as soon as there are more than 32 positions."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **_SCALES}
+    rope["original_max_position_embeddings"] = 32
+    return enlivened(lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_LONG, rope_parameters=rope)))
+
+
 KEPT = torch.tensor([[1] * 33, [0] * 9 + [1] * 24])
 
 
@@ -89,3 +100,13 @@ def test_for_cuda_rotations_stay_outside(tmp_path):
     report = exporters.to_onnx(model_of("llama"), tmp_path / "model.onnx", target="cuda")
     assert [site.operator for site in report.sites] == ["MultiHeadAttention"]
     assert not any("positions" in note for note in report.notes)
+
+
+def test_a_model_that_keeps_its_frequencies_computes_the_same_after_an_export(tmp_path):
+    model, ids = longrope(), torch.arange(3, 43)[None]
+    with torch.no_grad():
+        expected = longrope()(ids).logits
+        example = {"input_ids": ids[:, :16], "attention_mask": torch.ones_like(ids[:, :16])}
+        exporters.to_onnx(model, tmp_path / "model.onnx", example_inputs=example, portable=False)
+        assert "long_inv_freq" not in vars(model.model.rotary_emb)
+        assert torch.equal(model(ids).logits, expected)

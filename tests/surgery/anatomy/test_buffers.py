@@ -1,4 +1,4 @@
-"""A model that counts its calls is read, verified and fold-checked, and has counted nothing."""
+"""A model that counts or remembers is read, verified and fold-checked, and has counted and remembered nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surgery
-from surgery.anatomy.buffers import kept_buffers
+from surgery.anatomy.buffers import kept_buffers, kept_state
+from surgery.anatomy.capture import capture
 
 WIDTH = 8
 
@@ -54,3 +55,41 @@ def test_an_error_keeps_them_too_and_what_has_grown_stays() -> None:
         raise KeyError
     assert model.calls == 0 and not model.mean.any()
     assert model.last.shape == (2 * WIDTH,)
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed first, as rotary embeddings keep their frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.lin, self.size = torch.full((WIDTH,), 2.0), nn.Linear(WIDTH, WIDTH), 0
+        self.register_buffer("table", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "made"):
+            self.made = torch.arange(WIDTH) / self.scale
+        if x.shape[1] > self.size:
+            self.size, self.part = x.shape[1], nn.Identity()
+            self.register_buffer("table", torch.ones(self.size))
+        return self.part(self.lin(x) * self.made)
+
+
+def test_what_a_model_keeps_while_it_is_captured_is_not_kept() -> None:
+    model, x = Remembering(), torch.randn(2, 3, WIDTH)
+    before, table, scale = list(vars(model)), model.table, model.scale
+    capture(model, (x,))
+    assert list(vars(model)) == before and list(model._modules) == ["lin"]
+    assert model.table is table and model.scale is scale and model.size == 0
+    expected = model.lin(x) * torch.arange(WIDTH) / 2
+    torch.testing.assert_close(model(x), expected)
+    assert type(model.made) is Tensor
+
+
+def test_a_buffer_that_was_written_and_then_replaced_by_a_longer_one_comes_back() -> None:
+    model = Remembering()
+    table = model.table
+    with kept_state(model):
+        model.table.zero_()
+        model(torch.randn(2, 5, WIDTH))
+        assert model.table.shape == (5,)
+    assert model.table is table and torch.equal(table, torch.ones(3))
