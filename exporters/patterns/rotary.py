@@ -18,6 +18,7 @@ from exporters.patterns.masks import axes_of
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 _CLOSE = 1e-5
+_SHORTEST = 2  # torch.export takes a dynamic length for 2 or more
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,26 @@ def _readings(key: _Key, graph: Graph, inputs: Inputs) -> tuple[Tables, ...]:
 def _table(
     node: fx.Node, graph: Graph, inputs: Inputs, positions: int, tokens: fx.Node | None
 ) -> Tensor:
+    """What the graph computes for each position, if that is the same at every length.
+
+    Raises:
+        NotConstantError: If it follows from anything else, such as the length (longrope).
+    """
+    whole = _rows(node, graph, inputs, positions, tokens)
+    captured = inputs.sizes.get(TOTAL_SEQUENCE) or inputs.sizes.get(SEQUENCE, _SHORTEST)
+    for length in {_SHORTEST, captured, positions // 2}:
+        if not _SHORTEST <= length < positions:
+            continue
+        rows = _rows(node, graph, inputs, length, tokens)
+        if not torch.allclose(rows, whole[:length], rtol=0, atol=_CLOSE):
+            raise NotConstantError("the number of positions")
+    return whole
+
+
+def _rows(
+    node: fx.Node, graph: Graph, inputs: Inputs, positions: int, tokens: fx.Node | None
+) -> Tensor:
+    """(positions, channels)."""
     lengths = {BATCH: 1, SEQUENCE: positions, PAST_SEQUENCE: 0, TOTAL_SEQUENCE: positions}
     axes = dict(axes_of(graph, inputs))
     sizes = {symbol: lengths[axis] for symbol, axis in axes.items() if axis in lengths}

@@ -110,3 +110,18 @@ def test_a_model_that_keeps_its_frequencies_computes_the_same_after_an_export(tm
         exporters.to_onnx(model, tmp_path / "model.onnx", example_inputs=example, portable=False)
         assert "long_inv_freq" not in vars(model.model.rotary_emb)
         assert torch.equal(model(ids).logits, expected)
+
+
+def test_rotations_that_depend_on_the_length_stay_outside(tmp_path):
+    model, ids = longrope(), torch.arange(3, 43)[None]
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    path = tmp_path / "model.onnx"
+    report = exporters.to_onnx(model, path, example_inputs=example, portable=False)
+    assert [site.operator for site in report.sites] == ["MultiHeadAttention"]
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for length in (5, 32, 33):
+        given = {name: value[:, :length] for name, value in example.items()}
+        (found,) = session.run(None, {name: value.numpy() for name, value in given.items()})
+        with torch.no_grad():
+            expected = model(**given).logits
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
