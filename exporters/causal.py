@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from exporters.axes import BATCH, SEQUENCE
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, identifier
+from exporters.windows import slides
 
 Cache = bool | Literal["right"]
 """True: prompts may be padded on either side, with a sliding window on the left. ``right``: on the right
@@ -53,7 +54,8 @@ class DecoderStep(nn.Module):
         self, model: nn.Module, layers: tuple[CacheShape, ...], padding: Padding = "either"
     ) -> None:
         super().__init__()
-        self.model, self.layers, self.padding = model, layers, padding
+        self.model, self.layers = model, layers
+        self.padding: Padding = padding
         self._positions = "position_ids" in inspect.signature(model.forward).parameters
         # torch.export guards what it is given by parameter name, and knows none of open-ended ones.
         self.forward = _with_names(self._forward, map(identifier, self.past(1)))
@@ -91,6 +93,12 @@ class DecoderStep(nn.Module):
             later = mask.sum(1) > new.sum(1)
             return (mask[:, 0] == 0) | _grows(new) | (later & (new == 0).any(1))
         return _grows(1 - mask)
+
+    def prompt(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of a prompt, (batch, sequence, vocabulary)."""
+        past = {identifier(name): value for name, value in self.past(len(input_ids)).items()}
+        logits: Tensor = self._forward(input_ids, attention_mask, **past)["logits"]
+        return logits
 
     def inputs(self) -> Inputs:
         """Random inputs of a step in the middle, with every axis that is dynamic."""
@@ -157,12 +165,16 @@ def decoder_step(model: nn.Module, cache: Cache) -> DecoderStep:
     if not layers or getattr(found, "logits", None) is None:
         raise _no_decoder(model, "it returns no logits, or no cache")
     shapes = tuple(_shape(model, layer) for layer in layers)
+    step = DecoderStep(model, shapes)
     # A sliding window counts places, so that padding between a row's tokens would shorten it.
-    sliding = any(getattr(layer, "is_sliding", False) for layer in layers)
-    padding: Padding = "left" if sliding else "either"
+    sliding = any(getattr(layer, "is_sliding", False) for layer in layers) or slides(
+        model, step.prompt, step.vocabulary, positions_of(model)
+    )
     if cache == "right":
-        padding = "none" if sliding else "right"
-    return DecoderStep(model, shapes, padding)
+        step.padding = "none" if sliding else "right"
+    elif sliding:
+        step.padding = "left"
+    return step
 
 
 def check_alone(adapters: bool, example_inputs: bool, dynamic: bool) -> None:

@@ -50,13 +50,30 @@ MODELS = {
         hf.Gemma2Config(**{**_SLIDING, "num_hidden_layers": 2}, attn_logit_softcapping=2.0)
     ),
 }
+_NEO = {
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "vocab_size": 96,
+    "intermediate_size": 32,
+}
+_NEO |= {"max_position_embeddings": 64, "window_size": 16, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def _neo(*kinds: str) -> nn.Module:
+    """Whose caches do not say that attention is local."""
+    kinds_of = [[list(kinds), 2 // len(kinds)]]
+    return hf.GPTNeoForCausalLM(hf.GPTNeoConfig(**_NEO, attention_types=kinds_of))
+
+
+NEO = {"gpt-neo": lambda: _neo("global", "local"), "gpt-neo, global": lambda: _neo("global")}
 NARROW = {"narrow": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**{**_TINY, "head_dim": 12}))}
 PROMPTS = torch.tensor([[5, 9, 7, 33, 60], [8, 5, 61, 0, 0]])
 KEPT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
 
 def model_of(name: str) -> nn.Module:
-    return enlivened((MODELS | NARROW)[name])
+    return enlivened((MODELS | NARROW | NEO)[name])
 
 
 def generate(path: Path, ids: torch.Tensor, mask: torch.Tensor, count: int = 5) -> np.ndarray:
@@ -193,6 +210,10 @@ def test_a_model_that_keeps_no_tokens_is_refused(build):
         ("right", "gpt2", "right"),
         (True, "mistral", "left"),
         ("right", "mistral", "none"),
+        (True, "gpt-neo", "left"),
+        ("right", "gpt-neo", "none"),
+        (True, "gpt-neo, global", "either"),
+        ("right", "gpt-neo, global", "right"),
     ],
 )
 def test_rows_padded_where_they_may_not_be_get_no_number(cache, name, padding):
