@@ -17,8 +17,9 @@ from exporters.preflight import make_folder
 from exporters.runtime import base_of
 from exporters.staging import stage
 from exporters.triton_config import LABELS, Batching, Engine, config, values
+from exporters.triton_warmup import files
 
-CONFIG = "config.pbtxt"
+CONFIG, WARMUP = "config.pbtxt", "warmup"
 _NAME = re.compile(r"[\w.-]+")
 _LONGEST_NAME = 255
 """Bytes of a folder's name."""
@@ -87,19 +88,24 @@ def triton_repository(
     home = Path(folder) / title
     _check_home(home, version, render(fields), overwrite)
     with stage(Path(folder)) as aside:
-        _fill(aside.folder, source, version, render(fields), told.get("labels"))
+        _fill(aside.folder, source, version, fields, told.get("labels"))
         _publish(aside.folder, home, version)
     return home
 
 
-def _fill(place: Path, source: Path, version: int, text: str, labels: list[str] | None) -> None:
+def _fill(
+    place: Path, source: Path, version: int, fields: dict[str, Any], labels: list[str] | None
+) -> None:
     inside = place / str(version)
     inside.mkdir()
     shutil.copyfile(source, inside / "model.onnx")
     for location in _external(source):
         # The file names its weights; only its own name is free.
         shutil.copyfile(source.parent / location, inside / location)
-    (place / CONFIG).write_text(text, encoding="utf-8")
+    (place / CONFIG).write_text(render(fields), encoding="utf-8")
+    (place / WARMUP).mkdir()
+    for name, content in files(fields["model_warmup"]).items():
+        (place / WARMUP / name).write_bytes(content)
     if labels is not None:
         (place / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
 
@@ -107,6 +113,9 @@ def _fill(place: Path, source: Path, version: int, text: str, labels: list[str] 
 def _publish(place: Path, home: Path, version: int) -> None:
     """The settings first: a server loads a model when it sees a version."""
     home.mkdir(exist_ok=True)
+    for content in (place / WARMUP).iterdir():
+        (home / WARMUP).mkdir(exist_ok=True)
+        os.replace(content, home / WARMUP / content.name)
     for file in (CONFIG, LABELS):
         if (place / file).exists():
             os.replace(place / file, home / file)

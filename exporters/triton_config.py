@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from onnx import TensorProto as T
 from exporters.axes import BATCH
 from exporters.errors import ExportError
 from exporters.pbtxt import Word, entries
+from exporters.triton_warmup import requests
 
 Engine = Literal["cpu", "cuda", "tensorrt"]
 LABELS = "labels.txt"
@@ -20,8 +21,6 @@ _TYPES = {
     T.FLOAT: "FP32", T.FLOAT16: "FP16", T.BFLOAT16: "BF16", T.DOUBLE: "FP64", T.BOOL: "BOOL",
     T.INT8: "INT8", T.INT16: "INT16", T.INT32: "INT32", T.INT64: "INT64", T.UINT8: "UINT8",
 }  # fmt: skip
-_WARM_LENGTH = 8
-"""Of each dynamic dimension in the warm-up: short, for a model may be short of positions."""
 _WORKSPACE = 1 << 30
 
 
@@ -46,24 +45,29 @@ class Value:
 
     Attributes:
         name, type: In Triton's words.
-        shape: None is a dynamic dimension.
+        shape: A dynamic dimension is the name of its axis, empty if it has none.
         batched: Whether the first dimension is the batch, of which Triton keeps count by itself.
     """
 
     name: str
     type: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | str, ...]
     batched: bool
 
     @property
     def dims(self) -> list[int]:
         """As Triton counts: without the batch, -1 for what is dynamic."""
-        shape = self.shape[1:] if self.batched else self.shape
-        return [-1 if size is None else size for size in shape]
+        return [-1 if isinstance(size, str) else size for size in self._counted]
 
-    def sized(self, length: int) -> list[int]:
-        """The dimensions with ``length`` in place of what is dynamic."""
-        return [length if size < 0 else size for size in self.dims]
+    def sized(self, lengths: Mapping[str, int], other: int) -> list[int]:
+        """The dimensions with the length of each dynamic axis, ``other`` where it is not given."""
+        return [
+            lengths.get(size, other) if isinstance(size, str) else size for size in self._counted
+        ]
+
+    @property
+    def _counted(self) -> tuple[int | str, ...]:
+        return self.shape[1:] if self.batched else self.shape
 
 
 def values(graph: onnx.GraphProto) -> tuple[list[Value], list[Value]]:
@@ -111,7 +115,8 @@ def config(
         "version_policy": {"latest": {"num_versions": 1}},
         "optimization": _optimization(engine, inputs, limit, precision, profiles),
         "parameters": _parameters(engine, threads),
-        "model_warmup": list(_warmup(inputs, batching if limit else None)),
+        # What the smallest and the largest batch allocate, no first request has to wait for.
+        "model_warmup": list(requests(inputs, dict.fromkeys((1, limit)) if limit else (0,))),
     }
 
 
@@ -120,8 +125,10 @@ def _value(value: onnx.ValueInfoProto) -> Value:
     if kind.elem_type not in _TYPES:
         word = T.DataType.Name(kind.elem_type)
         raise ExportError("Triton has no word for this type", where=value.name, why=f"it is {word}")
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-    batched = bool(kind.shape.dim) and kind.shape.dim[0].dim_param == BATCH
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim
+    )
+    batched = shape[:1] == (BATCH,)
     return Value(value.name, f"TYPE_{_TYPES[kind.elem_type]}", shape, batched)
 
 
@@ -177,23 +184,3 @@ def _parameters(engine: Engine, threads: int | None) -> list[Any]:
     if engine != "cpu" or threads is None:
         return []
     return entries({"intra_op_thread_count": {"string_value": str(threads)}})
-
-
-def _warmup(inputs: Sequence[Value], batching: Batching | None) -> Iterator[dict[str, Any]]:
-    """The smallest and the largest batch: what they allocate, no first request has to wait for."""
-    for size in (0,) if batching is None else dict.fromkeys((1, batching.limit)):
-        yield {
-            "name": f"batch {size}" if size else "whole",
-            "batch_size": size,
-            "inputs": entries({value.name: _warm(value) for value in inputs}),
-        }
-
-
-def _warm(value: Value) -> dict[str, Any]:
-    # Random whole numbers would be no tokens; zeros are some.
-    content = "random_data" if value.type in {"TYPE_FP32", "TYPE_FP16"} else "zero_data"
-    return {
-        "data_type": Word(value.type),
-        "dims": value.sized(_WARM_LENGTH) or [1],
-        content: True,
-    }

@@ -18,7 +18,7 @@ from PIL import Image
 from examples.serving.preprocess import Feeds, facts, image_transform
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
-_LENGTH = 8
+_LENGTH, _PAST = 8, "past_sequence"
 
 
 class Server:
@@ -61,7 +61,7 @@ class Server:
         return list(binding.copy_outputs_to_cpu())
 
     def warm_up(self, batches: Sequence[int]) -> Iterator[Feeds]:
-        """Inputs of zeros, and masks of ones, at these batch sizes."""
+        """Inputs of zeros, and masks of ones, at these batch sizes; for a cache prompts, with no past."""
         for batch in batches:
             yield {name: _zeros(value, batch) for name, value in self.inputs.items()}
 
@@ -94,7 +94,8 @@ def _facts(path: str | Path) -> dict[str, Any]:
 def _zeros(value: Any, batch: int) -> np.ndarray[Any, Any]:
     first, *rest = value.shape
     shape = [batch if isinstance(first, str) else first]
-    shape += [size if isinstance(size, int) else _LENGTH for size in rest]
+    # The mask of a file with a cache covers past and new tokens together.
+    shape += [size if isinstance(size, int) else 0 if size == _PAST else _LENGTH for size in rest]
     fill = 1 if "mask" in value.name else 0
     return np.full(shape, fill, _DTYPES[value.type])
 

@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import timm
 import torch
+import transformers as hf
 from google.protobuf import json_format, text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from torch import nn
 
 import exporters
 import surgery
+from examples.serving.onnxruntime_server import Server
 from exporters.errors import ExportError
 from exporters.pbtxt import Word, entries, render
 from tests.exporters.triton_server import running
@@ -134,8 +137,44 @@ def test_token_inputs_are_dynamic_and_warmed_up_with_tokens(files, tmp_path):
         "input_ids": ([-1], SCHEMA.TYPE_INT64),
         "attention_mask": ([-1], SCHEMA.TYPE_INT64),
     }
-    for value in config.model_warmup[0].inputs.values():
-        assert value.zero_data and list(value.dims) == [8]
+    taken = config.model_warmup[0].inputs
+    assert all(list(value.dims) == [8] for value in taken.values())
+    assert taken["input_ids"].zero_data
+    assert taken["attention_mask"].input_data_file == "ones_int64_8"
+    assert (tmp_path / "text/warmup/ones_int64_8").read_bytes() == np.ones(8, np.int64).tobytes()
+
+
+def sent(home: Path, warmup) -> dict[str, np.ndarray]:
+    """What the server makes of a warm-up: it hands the one row on as often as the batch has rows."""
+    kinds = {SCHEMA.TYPE_INT64: np.int64, SCHEMA.TYPE_FP32: np.float32}
+    found = {}
+    for name, value in warmup.inputs.items():
+        shape, kind = tuple(value.dims), kinds[value.data_type]
+        row = np.zeros(shape, kind)
+        if value.input_data_file:
+            content = (home / "warmup" / value.input_data_file).read_bytes()
+            row = np.frombuffer(content, kind).reshape(shape)
+        found[name] = np.stack([row] * warmup.batch_size) if warmup.batch_size else row
+    return found
+
+
+@pytest.mark.parametrize("cache", [True, "right"])
+def test_a_file_with_a_cache_runs_what_it_is_warmed_up_with(cache, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 60}
+    config = hf.LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=16)
+    model = hf.LlamaForCausalLM(config).eval()
+    exporters.to_onnx(model, tmp_path / "m.onnx", cache=cache, verify=False, portable=False)
+    home = exporters.triton_repository(tmp_path / "m.onnx", tmp_path / "repo", max_batch=3)
+    session = exporters.open_session(home / "1/model.onnx")
+    for warmup in parsed(home).model_warmup:
+        given_ = sent(home, warmup)
+        assert all(value.size for value in given_.values())
+        logits, *_ = session.run(None, given_)
+        assert logits.shape == (warmup.batch_size, 1, 60) and np.isfinite(logits).all()
+    server = Server(tmp_path / "m.onnx", warm=(1, 3))
+    assert [len(feeds["input_ids"]) for feeds in server.warm_up((1, 3))] == [1, 3]
+    assert all(np.isfinite(server(feeds)[0]).all() for feeds in server.warm_up((1, 3)))
 
 
 def test_a_fixed_batch_is_not_batched(files, tmp_path):
