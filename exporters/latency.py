@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from exporters.axes import BATCH
+from exporters.causal import PAST_SEQUENCE
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, collect
 from exporters.plain import plain_model
@@ -21,6 +24,7 @@ from exporters.report import ExportReport
 from exporters.runtime import open_session, require_runtime, run
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
     from rich.table import Table
 
 Files = Mapping[str, str | os.PathLike[str]]
@@ -98,7 +102,7 @@ def benchmark(
     Every round gives each contender its turn, so that a busy machine slows all of them alike. A turn is a
     block of calls whose first ones are not measured: for a while the threads of the one before still spin
     and the caches hold its weights, which on two cores was seen to make PyTorch three times as slow.
-    Files are opened with the session options that they recommend.
+    Files are opened with the session options that they recommend; one with a cache gets a prompt and no past.
 
     Args:
         model: The model in eval mode; adapters are folded in a copy.
@@ -112,7 +116,8 @@ def benchmark(
         compiled: Whether ``torch.compile`` takes part. It needs a C++ compiler.
 
     Raises:
-        ExportError: If the model or the inputs do not allow it, or ONNX Runtime is not installed.
+        ExportError: If the model or the inputs do not allow it, a file takes more than these, or ONNX
+            Runtime is not installed.
     """
     require_runtime()
     if min(rounds, calls, batch) < 1:
@@ -148,8 +153,34 @@ def _contenders(
         files = {f"onnx {file.target}": file.path for file in files.files}
     for name, path in files.items():
         session = open_session(path, threads=threads)
-        found[name] = lambda session=session: run(session, inputs.feeds)  # type: ignore[misc]
+        past = _empty_past(session, inputs.sizes.get(BATCH, 1))
+        feeds = {**inputs.feeds, **past}
+        _check_given(session, feeds, name)
+        notes += [f"{name} has a cache: timed on a prompt, with no past"] if past else []
+        found[name] = partial(run, session, feeds)
     return found, notes
+
+
+def _empty_past(session: InferenceSession, batch: int) -> dict[str, np.ndarray[Any, Any]]:
+    """The cache that a file takes before a prompt; nothing for a file without."""
+    sizes = {BATCH: batch, PAST_SEQUENCE: 0}
+    return {
+        value.name: np.zeros([sizes.get(size, size) for size in value.shape], np.float32)
+        for value in session.get_inputs()
+        if PAST_SEQUENCE in value.shape
+    }
+
+
+def _check_given(session: InferenceSession, feeds: Mapping[str, Any], name: str) -> None:
+    missing = [value.name for value in session.get_inputs() if value.name not in feeds]
+    if missing:
+        raise ExportError(
+            "a file takes more than the model is given",
+            where=name,
+            why=f"it takes {', '.join(missing)} too, beside {', '.join(feeds) or 'nothing'}",
+            remedy="pass inputs= a mapping with all that model and file take, as example_inputs= "
+            "of the export",
+        )
 
 
 @torch.no_grad()

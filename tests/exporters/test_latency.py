@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from rich.console import Console
 from torch import nn
 
@@ -77,3 +78,19 @@ def test_a_compiler_that_fails_is_noted(monkeypatch: pytest.MonkeyPatch) -> None
     console = Console(width=120, file=StringIO())
     console.print(report)
     assert "torch.compile did not run" in " ".join(console.file.getvalue().split())
+
+
+def test_a_file_with_a_cache_takes_a_prompt(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 60}
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, num_attention_heads=2)).eval()
+    path, turns = tmp_path / "t.onnx", {"rounds": 1, "calls": 1, "warmup": 0, "compiled": False}
+    exporters.to_onnx(model, path, cache=True, portable=False, verify=False, precision="fp16")
+    report = exporters.benchmark(model, {"t": path}, batch=3, **turns)
+    assert [row.name for row in report.rows] == ["torch eager", "t"]
+    assert report.sizes["input_ids"][0] == 3
+    assert report.notes == ("t has a cache: timed on a prompt, with no past",)
+    ids = {"input_ids": torch.ones(1, 4).long()}
+    with pytest.raises(exporters.ExportError, match="it takes attention_mask too") as caught:
+        exporters.benchmark(model, {"t": path}, inputs=ids, **turns)
+    assert "inputs=" in str(caught.value)
