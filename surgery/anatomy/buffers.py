@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-_NAMED = ("_parameters", "_buffers", "_modules")
+_PLAIN = (dict, OrderedDict, defaultdict, list, set)
 
 
 @contextmanager
@@ -23,28 +25,40 @@ def kept_state(model: nn.Module) -> Iterator[None]:
 def kept_attributes(model: nn.Module) -> Iterator[None]:
     """On leaving, every module holds the very objects that it held under the same names, and no others.
 
-    Attributes, parameters, buffers and submodules are kept; what was written into one of them stays written.
-    A module may keep what it computed: while a graph is captured that is no tensor to compute with.
+    Attributes, parameters, buffers, submodules, and what dictionaries, lists and sets of these hold are kept; what was
+    written into a tensor stays written. A module may keep what it computed (a bias by device): while a graph is
+    captured that is no tensor to compute with.
     """
-    kept = [(names, dict(names)) for module in model.modules() for names in _names(module)]
+    kept = [(container, copy.copy(container)) for container in _containers(model)]
     try:
         yield
     finally:
-        for names, before in kept:
-            if _held(names) != _held(before):
-                names.clear()
-                names.update(before)
+        for container, before in kept:
+            if _held(container) != _held(before):
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(before)
 
 
-def _names(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """The dictionaries in which a module keeps things by name; TorchScript keeps its own elsewhere."""
-    names = vars(module)
-    yield names
-    yield from (names[kind] for kind in _NAMED if isinstance(names.get(kind), dict))
+def _containers(model: nn.Module) -> Iterator[Any]:
+    """The attributes of every module, and the plain containers among them, and in those."""
+    pending: list[Any] = [vars(module) for module in model.modules()]
+    seen = set()
+    while pending:
+        container = pending.pop()
+        if type(container) in _PLAIN and id(container) not in seen:
+            seen.add(id(container))
+            yield container
+            pending.extend(_values(container))
 
 
-def _held(names: dict[str, Any]) -> list[tuple[str, int]]:
-    return [(name, id(value)) for name, value in names.items()]
+def _values(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _held(container: Any) -> tuple[list[Any], list[int]]:
+    """Names, if there are any, and identities."""
+    names = list(container) if isinstance(container, dict) else []
+    return names, [id(value) for value in _values(container)]
 
 
 @contextmanager

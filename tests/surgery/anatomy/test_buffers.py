@@ -64,14 +64,17 @@ class Remembering(nn.Module):
         super().__init__()
         self.scale, self.lin, self.size = torch.full((WIDTH,), 2.0), nn.Linear(WIDTH, WIDTH), 0
         self.register_buffer("table", torch.ones(3))
+        self.biases: dict[str, list[Tensor]] = {"cpu": []}
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.biases["cpu"]:
+            self.biases["cpu"].append(self.scale - self.scale)
         if not hasattr(self, "made"):
             self.made = torch.arange(WIDTH) / self.scale
         if x.shape[1] > self.size:
             self.size, self.part = x.shape[1], nn.Identity()
             self.register_buffer("table", torch.ones(self.size))
-        return self.part(self.lin(x) * self.made)
+        return self.part(self.lin(x) * self.made) + self.biases["cpu"][0]
 
 
 def test_what_a_model_keeps_while_it_is_captured_is_not_kept() -> None:
@@ -80,6 +83,7 @@ def test_what_a_model_keeps_while_it_is_captured_is_not_kept() -> None:
     capture(model, (x,))
     assert list(vars(model)) == before and list(model._modules) == ["lin"]
     assert model.table is table and model.scale is scale and model.size == 0
+    assert model.biases == {"cpu": []}
     expected = model.lin(x) * torch.arange(WIDTH) / 2
     torch.testing.assert_close(model(x), expected)
     assert type(model.made) is Tensor
