@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from exporters.causal import PAST, PRESENT
-from exporters.counts import drop_detours, keep_counts
+from exporters.counts import angle_products, drop_detours, keep_exact
 from exporters.errors import ExportError
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -55,22 +55,24 @@ def lower(model: ir.Model, precision: Precision) -> tuple[ir.Model, tuple[str, .
 
     Args:
         model: In fp32.
-        precision: ``fp16`` rounds every weight and computes in half precision where the engine can.
-            ``int8`` quantises the weights of matrix products, output channel by output channel, and
-            their other operand anew at each call; everything else stays fp32.
+        precision: ``fp16`` rounds every weight and computes in half precision where the engine can, but for
+            counts and angles. ``int8`` quantises the weights of matrix products, output channel by output
+            channel, and their other operand anew at each call; everything else stays fp32, and so do products
+            of positions and frequencies.
 
     Raises:
         ExportError: If there is nothing to quantise, or the conversion fails.
     """
     if precision == "fp32":
         return model, ()
-    counting = keep_counts(model) if precision == "fp16" else []
+    halved = precision == "fp16"
+    exact = keep_exact(model) if halved else angle_products(model)
     proto = ir.to_proto(model)
     # What shape inference left there describes the fp32 graph.
     del proto.graph.value_info[:]
     with _quiet():
         try:
-            return _halved(proto, counting) if precision == "fp16" else _quantised(proto)
+            return _halved(proto, exact) if halved else _quantised(proto, exact)
         except ExportError:
             raise
         except Exception as error:  # the converters raise whatever they stumble over
@@ -81,14 +83,14 @@ def lower(model: ir.Model, precision: Precision) -> tuple[ir.Model, tuple[str, .
             ) from error
 
 
-def _halved(proto: onnx.ModelProto, counting: list[str]) -> tuple[ir.Model, tuple[str, ...]]:
+def _halved(proto: onnx.ModelProto, exact: list[str]) -> tuple[ir.Model, tuple[str, ...]]:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     # Local functions and inferred shapes would only be in the way: the graph is flat and typed.
     values = [value.name for value in (*proto.graph.input, *proto.graph.output)]
     kept = [name for name in values if not name.startswith(_CACHE)]
     converted = convert_float_to_float16(
-        proto, keep_io_types=kept, force_fp16_initializers=True, node_block_list=counting
+        proto, keep_io_types=kept, force_fp16_initializers=True, node_block_list=exact
     )
     del converted.graph.value_info[:]
     model = ir.from_proto(converted)
@@ -99,7 +101,7 @@ def _halved(proto: onnx.ModelProto, counting: list[str]) -> tuple[ir.Model, tupl
     return model, (f"weights and computation in fp16, inputs and outputs in fp32{cached}",)
 
 
-def _quantised(proto: onnx.ModelProto) -> tuple[ir.Model, tuple[str, ...]]:
+def _quantised(proto: onnx.ModelProto, exact: list[str]) -> tuple[ir.Model, tuple[str, ...]]:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     before = sum(node.op_type in _PRODUCTS for node in proto.graph.node)
@@ -109,6 +111,7 @@ def _quantised(proto: onnx.ModelProto) -> tuple[ir.Model, tuple[str, ...]]:
             proto,
             path,
             op_types_to_quantize=list(_PRODUCTS),
+            nodes_to_exclude=exact,
             per_channel=True,
             # Without VNNI, products of full 8-bit pairs overflow: a file must not depend on that.
             reduce_range=True,

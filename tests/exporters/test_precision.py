@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
+import transformers
+from torch import Tensor, nn
 
 import exporters
 from exporters import precision as precisions
 from exporters import runtime
 from exporters.errors import ExportError
+from exporters.parity import relative_error
 from exporters.runtime import CPU, CUDA, SessionOptions, available, open_session
+from tests.exporters.calls import Calls
 
 
 def elements(path) -> set[int]:
@@ -106,3 +111,103 @@ def test_a_graph_without_matrix_products_has_nothing_to_quantise(tmp_path):
 def test_an_unknown_precision(build, tmp_path):
     with pytest.raises(ExportError, match="precision='int3'"):
         exporters.to_onnx(build("vit"), tmp_path / "model.onnx", precision="int3")
+
+
+def waves(angles: Tensor) -> Tensor:
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def frequencies() -> Tensor:
+    return 10_000 ** -(torch.arange(16) / 16)
+
+
+ANGLES = {
+    "multiplied": lambda t: waves(t[:, None].float() * frequencies()),
+    "outer product": lambda t: waves(t[:, None].float() @ frequencies()[None]),
+    "counted": lambda t: (
+        waves(torch.arange(t.shape[0])[:, None].float() * frequencies()) + t[:, None]
+    ),
+    "powers in the graph": lambda t: waves(
+        t[:, None] * 10_000.0 ** -(torch.arange(t.shape[0]).float() / t.shape[0])
+    ),
+}
+
+
+@pytest.mark.parametrize("fed", [torch.int64, torch.float32])
+@pytest.mark.parametrize("kind", ANGLES)
+def test_in_16_bits_angles_are_exact_far_from_the_start(kind, fed, tmp_path):
+    model = Calls(ANGLES[kind]).eval()
+    path = tmp_path / "model.onnx"
+    given = torch.arange(1, 6).to(fed)
+    exporters.to_onnx(model, path, target="portable", precision="fp16", example_inputs=given)
+    far = torch.arange(0, 3000, 3) if kind != "counted" else torch.zeros(3000)
+    (found,) = open_session(path).run(None, {"x": far.to(fed).numpy()})
+    assert np.abs(found - model(far.to(fed)).numpy()).max() < 1e-3
+
+
+class Embedded(nn.Module):
+    """A timestep embedding by a product, and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", frequencies()[None])
+        self.layer = nn.Linear(32, 4)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.layer(waves(t[:, None].float() @ self.frequencies))
+
+
+def test_in_8_bits_positions_are_not_quantised(tmp_path):
+    torch.manual_seed(0)
+    model, path = Embedded().eval(), tmp_path / "model.onnx"
+    given, far = torch.arange(1, 6), torch.arange(0, 4000, 7)
+    report = exporters.to_onnx(
+        model, path, target="portable", precision="int8", example_inputs=given
+    )
+    assert any("1 of 2 matrix products" in note for note in report.notes)
+    (found,) = open_session(path).run(None, {"t": far.numpy()})
+    assert relative_error(model(far).detach().numpy(), found) < 0.02
+
+
+def test_a_decoder_in_16_bits_holds_far_from_the_start(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=96, max_position_embeddings=2048, initializer_range=0.2,
+    )  # fmt: skip
+    model, path = transformers.LlamaForCausalLM(config).eval(), tmp_path / "model.onnx"
+    exporters.to_onnx(model, path, cache=True, precision="fp16", portable=False)
+    ids = torch.randint(96, (1, 1500))
+    past = np.zeros((1, 1, 0, 32), np.float16)
+    feeds = {"input_ids": ids.numpy(), "attention_mask": np.ones_like(ids.numpy())}
+    feeds |= {f"past_key_values.0.{name}": past for name in ("key", "value")}
+    found = open_session(path).run(None, feeds)[0]
+    with torch.no_grad():
+        assert relative_error(model(ids).logits.numpy(), found) < 1e-2
+
+
+class Waving(nn.Module):
+    """Sines of places, of a layer behind them, and of embedded tokens behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.embedded = nn.Embedding(5, 8)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return self.second(self.first(x).sin()).sin() + self.third(self.embedded(ids)).sin()
+
+
+def test_sines_of_activations_are_halved_like_any_other(tmp_path):
+    path = tmp_path / "model.onnx"
+    inputs = {"x": torch.randn(3, 2), "ids": torch.arange(3)}
+    exporters.to_onnx(
+        Waving().eval(), path, target="portable", precision="fp16", example_inputs=inputs
+    )
+    halved = {
+        tensor.name
+        for tensor in onnx.load(path).graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT16
+    }
+    assert {"second.weight", "third.weight", "embedded.weight"} <= halved
+    assert "first.weight" not in halved
