@@ -19,6 +19,7 @@ from exporters.capture import Captured, placeholders
 from exporters.errors import ExportError
 from exporters.experts import hold_products, spell_out_products
 from exporters.inputs import identifier
+from exporters.neutral import only_neutral_is_dropped
 from exporters.norms import divide_by_roots
 from exporters.patterns.unseen import zeros_where_nothing_is_seen
 from exporters.translations import TRANSLATIONS
@@ -40,7 +41,13 @@ def to_ir(captured: Captured) -> ir.Model:
     """
     hold_products(captured.program)
     _forget_pending(captured.program)
-    with alone(), _quiet(), torch.no_grad(), zeros_where_nothing_is_seen(captured):
+    with (
+        alone(),
+        _quiet(),
+        torch.no_grad(),
+        zeros_where_nothing_is_seen(captured),
+        only_neutral_is_dropped(),
+    ):
         try:
             translated = torch.onnx.export(
                 captured.program,

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from exporters.edits import insert_before
 from surgery.anatomy.graph import op_name, shape_of
 
 aten = torch.ops.aten
-
-_NEUTRAL = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0}
-"""What leaves the first operand as it is."""
-
-_BESIDE_0, _BESIDE_1 = 1e-7, 1e-4
-"""Ten times what onnxscript takes for the number itself."""
-
 
 _HISTC = {"bins": 100, "min": 0, "max": 0}
 """The further arguments of ``histc`` and their defaults."""
@@ -27,18 +19,13 @@ _HISTC = {"bins": 100, "min": 0, "max": 0}
 def respell(graph: fx.Graph) -> None:
     """Rewrite a captured graph in place; it computes the same.
 
-    * A scalar next to the neutral one becomes a tensor of one element: onnxscript drops ``+ 1e-8``, and
-      ``x * rsqrt(mean(x^2) + 1e-8)`` would make NaN of a row of zeros. Its rules look for tensors of no
-      dimension alone.
     * ``1.0 - n`` of whole numbers casts them first: torch's exporter promotes no second operand.
     * Equal parts of a dynamic size are selected, not split off: onnxscript wants to know the size.
     * A histogram of one bin over all there is (a mixture of one expert makes it) counts; torch's exporter refuses.
     * A ``squeeze`` of sizes that are not 1 is left out: torch leaves them as they are, ONNX refuses.
     """
     for node in list(graph.nodes):
-        if _is_nearly_neutral(node):
-            _hold_scalar(node)
-        elif _subtracts_whole(node):
+        if _subtracts_whole(node):
             _cast_operand(node)
         elif _squeezes_nothing(node):
             node.replace_all_uses_with(node.args[0])
@@ -46,28 +33,6 @@ def respell(graph: fx.Graph) -> None:
             _select_parts(node)
         elif _counts_all(node):
             _sum_ones(node)
-
-
-def _is_nearly_neutral(node: fx.Node) -> bool:
-    neutral = _NEUTRAL.get(op_name(node))
-    if neutral is None or len(node.args) != 2:
-        return False
-    x, scalar = node.args
-    if not isinstance(x, fx.Node) or not isinstance(scalar, float) or scalar == neutral:
-        return False
-    near = math.isclose(scalar, neutral, rel_tol=_BESIDE_1, abs_tol=_BESIDE_0)
-    value = x.meta["val"]
-    # Numbers of the graph have operators of these names, too.
-    return near and isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
-
-
-def _hold_scalar(node: fx.Node) -> None:
-    """``x + c`` with c of shape (1,), in the dtype of x."""
-    x, scalar = node.args
-    assert isinstance(x, fx.Node)
-    like = x.meta["val"]
-    kind = {"dtype": like.dtype, "device": like.device}
-    node.args = (x, insert_before(node, aten.full.default, [1], scalar, **kind))
 
 
 def _subtracts_whole(node: fx.Node) -> bool:
