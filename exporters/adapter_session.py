@@ -92,13 +92,19 @@ class AdapterSession:
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        if adapter is not None:
-            if adapter not in self._adapters:
-                known = ", ".join(self._adapters) or "none"
-                raise ExportError(f"no adapter {adapter!r} is loaded", remedy=f"loaded: {known}")
-            options.add_active_adapter(self._adapters[adapter])
+        # The options point at the adapter without holding it, and another thread may add its successor meanwhile.
+        active = None if adapter is None else self._loaded(adapter)
+        if active is not None:
+            options.add_active_adapter(active)
         outputs: list[Any] = self._session.run(None, dict(feeds), options)
+        del active
         return outputs
+
+    def _loaded(self, adapter: str) -> Any:
+        if adapter in self._adapters:
+            return self._adapters[adapter]
+        known = ", ".join(self._adapters) or "none"
+        raise ExportError(f"no adapter {adapter!r} is loaded", remedy=f"loaded: {known}")
 
     def _problem(self, found: Mapping[str, tuple[int, ...]], base: int) -> str | None:
         """What keeps an adapter from fitting, if anything does."""

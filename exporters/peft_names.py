@@ -95,8 +95,8 @@ def _families(paths: Iterable[str]) -> list[list[str]]:
 
 
 def _counting(path: str, family: list[str]) -> tuple[int, ...]:
-    """The numbers of a path that differ in its family; the first if none does."""
+    """The numbers of a path that differ in its family; its only one if none does, none if there are several."""
     rows = [[int(part) for part in other.split(".") if part.isdigit()] for other in family]
     own = [int(part) for part in path.split(".") if part.isdigit()]
     varying = [i for i in range(len(own)) if len({row[i] for row in rows}) > 1]
-    return tuple(own[i] for i in varying or range(min(1, len(own))))
+    return tuple(own[i] for i in varying or (range(1) if len(own) == 1 else ()))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from exporters.errors import ExportError
 from exporters.peft_checkpoint import PeftCheckpoint, read_peft
 from exporters.peft_match import Match, Names, PeftMatch, match
 from policies import Policy
@@ -21,6 +22,7 @@ from surgery.operations.apply import graft
 from surgery.operations.checks import access_of
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.state import plain_model
+from surgery.operations.undo import undo
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -72,11 +74,23 @@ def from_peft(
         b, a = checkpoint.factors[theirs[operation.path]]
         adapter.load_state_dict({"A": a, "B": b})
 
+    own = {**dict(target.named_parameters()), **dict(target.named_buffers())}
+    tied = next((ours for ours in matched.rest.values() if ours not in own), None)
+    if tied is not None:
+        raise ExportError(
+            "the checkpoint brings a weight that the model shares with another",
+            where=tied,
+            why="PEFT trained a copy of it; written here it would change both",
+            remedy="untie the weights first (tie_word_embeddings=False)",
+        )
     graft(target, plan, start)
-    parameters = {**dict(target.named_parameters()), **dict(target.named_buffers())}
-    with torch.no_grad():
-        for name, ours in matched.rest.items():
-            parameters[ours].copy_(checkpoint.rest[name])
+    try:
+        with torch.no_grad():
+            for name, ours in matched.rest.items():
+                own[ours].copy_(checkpoint.rest[name])
+    except BaseException:
+        undo(target)
+        raise
     return model
 
 

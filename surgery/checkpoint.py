@@ -106,7 +106,7 @@ def load(
     if record is None:
         _graft(target, plan, states, rest)
     else:
-        _refill(target, states, rest)
+        _refill(target, states, rest + _unmoved(target, record, rest))
     return model
 
 
@@ -191,8 +191,8 @@ def _adapters(file: AdapterFile, plan: Plan) -> dict[str, Tensors]:
 def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> Values:
     """What else trained, and buffers that moved, each with its value from the file."""
     renamed: dict[str, str] = {}
-    for word, names in file.plan.train.items():
-        renamed |= zip(names, plan.train.get(word, ()), strict=True)
+    for word in file.plan.train:
+        renamed |= _paired(file, word, plan.train.get(word, ()))
     own = _trained(model, plan)
     own |= _persistent_buffers(model)
     values = file.rest()
@@ -205,6 +205,24 @@ def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> Values:
             raise file.misfit(why, "build the model with the same head (num_classes=...)")
         pairs.append((own[name], values[theirs]))
     return pairs
+
+
+def _paired(file: AdapterFile, word: str, ours: tuple[str, ...]) -> dict[str, str]:
+    """The names that a word of ``train`` has in the file with those that it has in the model.
+
+    Under other names tensors are told apart by their shapes alone: models define the same parts in other orders.
+    """
+    theirs = file.plan.train[word]
+    if set(theirs) == set(ours):
+        return {name: name for name in theirs}
+    values = file.rest()
+    shapes = [_shape(values.get(name)) for name in theirs]
+    if len(theirs) != len(ours) or len(set(shapes)) < len(shapes):
+        raise file.misfit(
+            f"what else trained ({word}) has other names here, and several tensors of one shape",
+            "load onto a model with the names of the one trained on, or train adapters and head alone",
+        )
+    return dict(zip(theirs, ours, strict=True))
 
 
 def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, base: str) -> None:
@@ -251,6 +269,16 @@ def _refill(model: nn.Module, states: dict[str, Tensors], rest: Values) -> None:
         for owner in owners:
             owner.refresh_base()
         _write(rest)
+
+
+def _unmoved(model: nn.Module, record: Record, rest: Values) -> Values:
+    """Buffers that the file does not name, since they had not moved when it was written, as they were before."""
+    named = {id(tensor) for tensor, _ in rest}
+    return [
+        (buffer, record.buffers[name])
+        for name, buffer in _persistent_buffers(model)
+        if id(buffer) not in named and _shape(record.buffers.get(name)) == _shape(buffer)
+    ]
 
 
 @torch.no_grad()

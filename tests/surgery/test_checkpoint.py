@@ -204,6 +204,60 @@ def test_a_treatment_of_other_bases_that_does_not_exist(tmp_path: Path) -> None:
         load(vit(), file, base="raise")
 
 
+class Reordered(nn.Module):
+    """Two norms of one shape, in either order, under either names; a running mean."""
+
+    def __init__(self, order: str, prefix: str = "norm") -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+        for letter in order:
+            setattr(self, f"{prefix}_{letter}", nn.LayerNorm(8))
+        self.mean = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = getattr(self, f"{self.prefix}_a")(self.mean(x.mT).mT)
+        y = nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+        return getattr(self, f"{self.prefix}_b")(y)
+
+
+class Other(Reordered):
+    """Of another class, so that its policy is laid anew."""
+
+
+NORMS = {"select": [{"roles": "attention.query"}], "adapter": "lora", "train": ["norms"]}
+
+
+def test_what_else_trained_is_paired_by_name_and_never_by_chance(tmp_path: Path) -> None:
+    x = torch.randn(2, 6, 8)
+    base = Reordered("ab").eval()
+    model = apply(copy.deepcopy(base), NORMS, example_inputs=x, rank=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += parameter.requires_grad * torch.rand_like(parameter)
+    file = save(model, tmp_path / "a.safetensors")
+    same = Other("ba").eval()
+    same.load_state_dict(base.state_dict())
+    load(same, file, example_inputs=x)
+    torch.testing.assert_close(same(x), model(x))
+    renamed = Other("ba", "layernorm").eval()
+    with torch.no_grad():
+        for letter in "qkv":
+            getattr(renamed, letter).load_state_dict(getattr(base, letter).state_dict())
+    with pytest.raises(CheckpointError, match="several tensors of one shape"):
+        load(renamed, file, example_inputs=x)
+
+
+def test_buffers_that_had_not_moved_when_it_was_written_move_back(tmp_path: Path) -> None:
+    x = torch.randn(2, 6, 8)
+    model = apply(Reordered("ab").eval(), NORMS, example_inputs=x, rank=2)
+    file, before = save(model, tmp_path / "a.safetensors"), model(x)
+    model.train()(3 * x + 1)
+    model.eval()
+    assert not torch.equal(model(x), before)
+    assert torch.equal(load(model, file)(x), before)
+
+
 def test_rows_that_carry_no_adapter_may_differ(tmp_path: Path) -> None:
     path = save(trained(vit()), tmp_path / "a.safetensors")
     other = vit()
