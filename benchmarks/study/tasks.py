@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from benchmarks.study import cells, fashion, texts
 from benchmarks.study.backbones import DINOV2_56, DINOV2_112, MINILM, SMOLLM2, Backbone
 from benchmarks.study.parts import Parts
@@ -22,6 +24,7 @@ class Task:
         classes: Width of the head.
         steps: Optimizer steps of a run.
         batch: Examples a step.
+        products: What the products of a run are rounded to, by autocast; None: as their operands are.
     """
 
     title: str
@@ -30,6 +33,7 @@ class Task:
     classes: int
     steps: int
     batch: int = 32
+    products: torch.dtype | None = None
 
 
 TASKS: dict[str, Task] = {
@@ -47,12 +51,13 @@ TASKS: dict[str, Task] = {
     ),
     "r8-smollm2": Task(
         "Reuters R8, 1,000 texts of 32 tokens, SmolLM2-135M",
-        texts.reuters_smollm2, SMOLLM2, 8, 100, 8,
+        texts.reuters_smollm2, SMOLLM2, 8, 100, 8, torch.bfloat16,
     ),
     "fashion-small": Task(
         "Fashion-MNIST, 1,000 images, DINOv2-S/14, 56 px", fashion.small, DINOV2_56, 10, 150, 16
     ),
     "cells-small": Task(
-        "Solar cells, DINOv2-S/14, 112 px, 100 steps of 16", cells.load, DINOV2_112, 2, 100, 16
+        "Solar cells, DINOv2-S/14, 112 px, 100 steps of 16",
+        cells.load, DINOV2_112, 2, 100, 16, torch.bfloat16,
     ),
 }  # fmt: skip
