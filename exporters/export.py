@@ -203,10 +203,9 @@ def _names(path: Path, target: Target, portable: bool) -> dict[Target, Path]:
             "target='portable' and portable=False leave nothing to write",
             remedy="leave portable=True, or name the engine: target='cpu', 'cuda' or 'tensorrt'",
         )
-    beside = path.with_suffix(f".portable{path.suffix}")
-    return (
-        {target: path} if not portable or target == PORTABLE else {target: path, PORTABLE: beside}
-    )
+    if not portable or target == PORTABLE:
+        return {target: path}
+    return {target: path, PORTABLE: path.with_suffix(f".portable{path.suffix}")}
 
 
 def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[Path]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
+from surgery.anatomy.types import indices
 from surgery.operations.plan import Operation, Plan
-from surgery.operations.rows import indices
 
 Factors = tuple[Tensor, Tensor]
 """(B, A): (out, r) and (r, in), fp32 on the CPU. The weight changes by B @ A."""

@@ -15,7 +15,7 @@ from exporters.peft_checkpoint import PeftCheckpoint, read_peft
 from exporters.peft_names import pattern
 from exporters.peft_structure import Structure
 from surgery.anatomy.read import read
-from surgery.anatomy.types import Access, Anatomy, Projection
+from surgery.anatomy.types import Access, Anatomy, Projection, indices
 from surgery.operations.by_name import anatomy_by_name
 from surgery.operations.state import plain_model
 
@@ -177,7 +177,7 @@ def _check_once(checkpoint: PeftCheckpoint, matches: Iterable[Match]) -> None:
     for entry in matches:
         taken[entry.projection.weight_name].append(entry)
     for weight, entries in taken.items():
-        rows = [i for e in entries for run in e.projection.rows for i in range(*run)]
+        rows = [channel for e in entries for channel in indices(e.projection.rows)]
         if len(rows) != len(set(rows)):
             both = " and ".join(e.theirs for e in entries)
             remedy = "pass names={checkpoint module: model module} for one of them"

@@ -11,13 +11,13 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils._sympy.printers import PythonPrinter
 
-from exporters.axes import SEQUENCE
+from exporters.causal import PAST_SEQUENCE, TOTAL_SEQUENCE
 
 _UNBOUNDED = 2**31
 _PLAIN = 2
 """torch.export asks of every dynamic size that it be 2 or more; what it made of that holds for 1 as well."""
 _TRIED, _FEW = range(_PLAIN, 66), (2, 3, 4, 7, 8, 16, 33, 64)
-_STEP = (f"past_{SEQUENCE}", f"total_{SEQUENCE}")
+_STEP = (PAST_SEQUENCE, TOTAL_SEQUENCE)
 """What these sizes have to do with each other is part of the interface of a file with a cache."""
 
 Limits = Mapping[str, tuple[int, int]]

@@ -12,8 +12,9 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from exporters.axes import BATCH, SEQUENCE
+from exporters.axes import BATCH
 from exporters.capture import placeholders
+from exporters.causal import PAST_SEQUENCE, TOTAL_SEQUENCE
 from exporters.evaluate import Evaluator, NotConstantError
 from exporters.inputs import Inputs, identifier, is_mask
 from exporters.patterns.base import LOWEST
@@ -173,12 +174,12 @@ def _sizes(
         sizes = {symbol: _length(axis, prompt, past) for symbol, axis in axes.items()}
         _check(mask, Evaluator(graph, sizes=sizes), long)
         yield sizes
-        if f"past_{SEQUENCE}" not in axes.values():
+        if PAST_SEQUENCE not in axes.values():
             return
 
 
 def _length(axis: str, prompt: int, past: int) -> int:
-    known = {f"past_{SEQUENCE}": past, f"total_{SEQUENCE}": prompt + past}
+    known = {PAST_SEQUENCE: past, TOTAL_SEQUENCE: prompt + past}
     return 2 if axis.endswith(BATCH) else known.get(axis, prompt)
 
 

@@ -27,7 +27,7 @@ class _Walk:
     """From the softmax back to the product.
 
     Attributes:
-        path: What depends on the product.
+        path: The product and what depends on it: a sum may name the mask first.
         nodes: What lies between, the softmax excluded, from the product on.
         scale: The product of all numbers.
         factors: Constants that hold one number for each head.
@@ -57,7 +57,7 @@ class SoftmaxBetweenProducts:
             return Refusal("the softmax is spelled out in steps")
         if softmax.args[1] not in (-1, len(shape_of(softmax)) - 1):
             return Refusal(f"the softmax runs over dimension {softmax.args[1]}")
-        walk = _Walk(_path(core))
+        walk = _Walk(graph.descendants(_products(core)))
         product = self._back(softmax, walk, graph)
         result = self._forward(softmax)
         for found in (product, result):
@@ -144,15 +144,9 @@ class SoftmaxBetweenProducts:
         return Refusal("the attention probabilities are read more than once")
 
 
-def _path(core: Core) -> frozenset[fx.Node]:
-    """The product of query and key, and all that depends on it: a sum may name the mask first."""
-    products = [n for n in core.query.users if {*product_operands(n)} == {core.query, core.key}]
-    seen = set(products)
-    for node in products:
-        new = [user for user in node.users if user not in seen]
-        products += new
-        seen.update(new)
-    return frozenset(seen)
+def _products(core: Core) -> list[fx.Node]:
+    """Of query and key."""
+    return [n for n in core.query.users if {*product_operands(n)} == {core.query, core.key}]
 
 
 def _added(product: fx.Node, walk: _Walk) -> Refusal | None:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from surgery.anatomy.buffers import kept_attributes, kept_buffers
+from surgery.anatomy.buffers import kept_state
 from surgery.anatomy.conversions import idle_conversions
 from surgery.anatomy.gradients import visible_gradients
 from surgery.anatomy.graph import is_open, module_path
@@ -65,7 +65,6 @@ def capture(
     with (
         alone(),
         unchanged(model),
-        kept_buffers(model),
         _silence(),
         idle_conversions(),
         visible_gradients() if gradients else torch.no_grad(),
@@ -192,7 +191,7 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; on leaving, the mode and attributes of every module and the random state come back."""
+    """Eval mode inside; on leaving, modes, attributes, buffers and the random state are what they were."""
     modes = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     random_state = torch.get_rng_state()
@@ -201,7 +200,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     for module, _ in modes:
         module.training = False  # train() and eval() may be the model's own, and change weights
     try:
-        with kept_attributes(model):
+        with kept_state(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

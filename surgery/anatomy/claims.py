@@ -34,10 +34,8 @@ class Claim:
     learns: bool
 
     @property
-    def lost(self) -> str | None:
-        """Why the role has no rows, or None if it has."""
-        if self.rows:
-            return None
+    def lost(self) -> str:
+        """What is to be said where it has no rows."""
         return f"{self.role.short}: no row of {self.read.weight} behind it was seen to reach it"
 
 

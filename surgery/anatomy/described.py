@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.anatomy.buffers import kept_buffers
 from surgery.anatomy.capture import unchanged
 
 BATCH, TOKENS, FRAMES, SAMPLES, PATCHES = 2, 16, 2, 16000, 4
@@ -87,7 +86,7 @@ class Described:
         known = inspect.signature(extract).parameters
         images = {n: v for n, v in inputs.items() if n in known}
         try:
-            with unchanged(self.model), kept_buffers(self.model), torch.no_grad():
+            with unchanged(self.model), torch.no_grad():
                 found = extract(**images)
         except Exception:
             return 0

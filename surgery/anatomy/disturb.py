@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from surgery.anatomy.types import Layout, Projection
+from surgery.anatomy.types import Layout, Projection, indices
 
 
 @contextmanager
 def disturbed(model: nn.Module, projection: Projection) -> Iterator[None]:
     """Noise on the rows of a projection, and on their bias, inside; afterwards every bit is back."""
-    channels = torch.tensor([c for run in projection.rows for c in range(*run)])
+    channels = torch.tensor(indices(projection.rows))
     with torch.no_grad(), _untied(model, projection):
         changed = targets(model, projection)
         kept = [tensor.detach().clone() for tensor, _ in changed]

@@ -11,7 +11,7 @@ from surgery.anatomy.graph import op_name
 from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import ACTIVATIONS, MOVES, NORMS, SCALES
 from surgery.anatomy.provenance import rows_reaching
-from surgery.anatomy.types import Rows, run
+from surgery.anatomy.types import Rows, indices, run
 
 _GATING = frozenset({"sigmoid", "hardsigmoid"})
 
@@ -151,6 +151,4 @@ def _behind_activation(node: fx.Node, start: fx.Node) -> bool:
 
 
 def _disjoint(first: Rows, second: Rows) -> bool:
-    one = {c for run in first for c in range(*run)}
-    two = {c for run in second for c in range(*run)}
-    return bool(one) and bool(two) and not one & two
+    return bool(first) and bool(second) and set(indices(first)).isdisjoint(indices(second))

@@ -8,9 +8,9 @@ from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import op_name
 from surgery.anatomy.linears import LinearRead
 from surgery.anatomy.operators import MOVES
-from surgery.anatomy.softmaxes import SOFTMAXES
+from surgery.anatomy.softmaxes import LOG_SOFTMAXES, SOFTMAXES
 
-_CLASSES = SOFTMAXES | {"log_softmax", "_log_softmax", "sigmoid", "argmax"}
+_CLASSES = SOFTMAXES | LOG_SOFTMAXES | {"sigmoid", "argmax"}
 
 
 def find_heads(flow: Flow) -> set[LinearRead]:

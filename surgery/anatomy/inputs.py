@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgery.anatomy.buffers import kept_buffers
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.described import BATCH, Described
 from surgery.errors import CaptureError
@@ -124,7 +123,7 @@ def _from_transformers(model: nn.Module) -> ExampleInputs | None:
 def _accepts(model: nn.Module, inputs: ExampleInputs) -> bool:
     """Whether the model runs on the inputs."""
     try:
-        with unchanged(model), kept_buffers(model), torch.no_grad():
+        with unchanged(model), torch.no_grad():
             model(*inputs.args, **inputs.kwargs)
     except Exception:
         return False
@@ -145,7 +144,7 @@ def _extras(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _sets_itself(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     """Whether the forward hands ``use_cache`` to a part beside what it was given (T5Gemma2's classifier)."""
     try:
-        with unchanged(model), kept_buffers(model), torch.no_grad():
+        with unchanged(model), torch.no_grad():
             model(**inputs, use_cache=False)
     except TypeError as error:
         return "multiple values for keyword argument 'use_cache'" in str(error)

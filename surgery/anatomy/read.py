@@ -195,7 +195,7 @@ class Reading:
 def _lost(claims: Sequence[Claim]) -> list[str]:
     """What is to be said of roles without any rows; one of several reads may give none (a rotary part of size 0)."""
     found = {claim.role for claim in claims if claim.rows}
-    return [claim.lost for claim in claims if claim.lost and claim.role not in found]
+    return [claim.lost for claim in claims if claim.role not in found]
 
 
 def _stack(name: str, node: fx.Node) -> Unplaced:

@@ -18,6 +18,7 @@ from surgery.anatomy.provenance import rows_reaching
 from surgery.anatomy.scores import is_product
 from surgery.anatomy.stacked import shows_a_stack
 from surgery.anatomy.token_mixers import token_mixers
+from surgery.anatomy.types import indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +194,8 @@ def _has_rows_apart(
     """Some rows go to an operand, the others into a further projection (latent attention) or a feed-forward."""
     fed = [operand for operand in operands if read in flow.origins(operand).reads]
     *direct, further = rows_reaching(read, [*fed, other.x], flow)
-    own = {c for rows in direct for run in rows for c in range(*run)}
-    return not own & {c for run in further for c in range(*run)}
+    apart = set(indices(further))
+    return all(apart.isdisjoint(indices(rows)) for rows in direct)
 
 
 def _joins(other: LinearRead, output: frozenset[LinearRead], flow: Flow) -> bool:

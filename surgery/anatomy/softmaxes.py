@@ -9,7 +9,7 @@ from surgery.anatomy.operators import MOVES, SCALES
 
 SOFTMAXES = frozenset({"softmax", "_softmax", "_safe_softmax"})
 SPELLED = frozenset({"div", "exp", "true_divide"})
-_LOG_SOFTMAXES = frozenset({"log_softmax", "_log_softmax"})
+LOG_SOFTMAXES = frozenset({"log_softmax", "_log_softmax"})
 
 
 def softmax_dim(node: fx.Node) -> int | None:
@@ -25,7 +25,7 @@ def _from_logarithm(logarithm: object) -> int | None:
     """``log_softmax(x).exp()``, or ``(x - x.logsumexp(dim)).exp()``."""
     if not isinstance(logarithm, fx.Node):
         return None
-    if op_name(logarithm) in _LOG_SOFTMAXES:
+    if op_name(logarithm) in LOG_SOFTMAXES:
         return _dim(logarithm)
     x, total, *_ = (*logarithm.args, None, None)
     if op_name(logarithm) != "sub" or not isinstance(total, fx.Node):

@@ -15,6 +15,11 @@ Rows = tuple[tuple[int, int, int], ...]
 """Output channels of a weight as ``(start, stop, step)`` runs, in the order of Python's ``range``."""
 
 
+def indices(rows: Rows) -> list[int]:
+    """Every channel of ``rows``, in order."""
+    return [channel for run in rows for channel in range(*run)]
+
+
 def run(channels: range) -> tuple[int, int, int]:
     """A range as one run of :data:`Rows`."""
     return channels.start, channels.stop, channels.step

@@ -17,7 +17,7 @@ from surgery.anatomy.disturb import disturbed, targets
 from surgery.anatomy.idle import idle_attentions
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.anatomy.replay import Replay
-from surgery.anatomy.types import Anatomy, AttentionSite, Projection
+from surgery.anatomy.types import Anatomy, AttentionSite, Projection, indices
 from surgery.anatomy.wrappers import refuse_inference_tensors, unwrap
 from surgery.errors import AnatomyError
 
@@ -216,5 +216,4 @@ class _Experiment:
 def _overlap(one: Projection, two: Projection) -> bool:
     if one.weight_name != two.weight_name:
         return False
-    rows = ({c for run in p.rows for c in range(*run)} for p in (one, two))
-    return bool(set.intersection(*rows))
+    return not set(indices(one.rows)).isdisjoint(indices(two.rows))

@@ -95,9 +95,8 @@ class Adapted(nn.Module):
                 continue
             if graft.original is not None:
                 graft.original = self.base(name).detach().to("cpu", copy=True)
-                if (
-                    self.base(name).data_ptr() == incoming.data_ptr()
-                ):  # assigned: it is the caller's
+                # Assigned, it is the caller's own.
+                if self.base(name).data_ptr() == incoming.data_ptr():
                     self.base(name).data = incoming.detach().clone()
             if not torch.equal(before[name], self.original(name)):
                 graft.read_base(self.original(name))

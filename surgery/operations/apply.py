@@ -121,8 +121,7 @@ def graft(model: nn.Module, plan: Plan, start: Start) -> None:
 
 def _check(model: nn.Module, plan: Plan) -> None:
     check_operations(model, plan.operations)
-    parameters = parameters_of(model)
-    tensors = chain(parameters.items(), model.named_buffers())
+    tensors = chain(parameters_of(model).items(), model.named_buffers())
     empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None:
         raise StateError(
@@ -131,7 +130,7 @@ def _check(model: nn.Module, plan: Plan) -> None:
             why="it is on the meta device",
             remedy="load its weights first; surgery.read and surgery.plan work without",
         )
-    missing = next((n for n in plan.trained_names if own_name(n) not in parameters), None)
+    missing = plan.absent_from(model)
     if missing is not None:
         raise PlanError(
             f"{type(model).__name__} has no parameter {missing}, which the plan would train",

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from surgery.anatomy.types import Access, Layout, Projection
+from surgery.anatomy.types import Access, Layout, Projection, indices
 from surgery.errors import PlanError
 from surgery.operations.adapted import CHILD
 from surgery.operations.plan import Operation
-from surgery.operations.rows import has_matrix, indices
+from surgery.operations.rows import has_matrix
 
 _ANEW = "make the plan for this model: surgery.plan(model, policy)"
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)

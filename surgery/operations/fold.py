@@ -13,7 +13,6 @@ from rich.console import Group
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from surgery.anatomy.buffers import kept_buffers
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 from surgery.errors import StateError
@@ -179,7 +178,7 @@ def _by_weight(model: nn.Module, plan: Plan) -> Iterator[tuple[Adapted, list[Ope
 def _outputs(model: nn.Module, inputs: ExampleInputs | None) -> list[Tensor]:
     if inputs is None:
         return []
-    with unchanged(model), kept_buffers(model):
+    with unchanged(model):
         leaves = tree_leaves(model(*inputs.args, **inputs.kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 

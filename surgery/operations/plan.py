@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from rich.console import Group
+from torch import nn
 
 from policies import AdapterSpec, Policy
 from surgery.anatomy.types import Access, Projection
+from surgery.anatomy.wrappers import own_name, parameters_of
 from surgery.operations import render
 
 
@@ -73,6 +75,11 @@ class Plan:
     def trained_names(self) -> tuple[str, ...]:
         """Every parameter of the plain model that trains, once."""
         return tuple(dict.fromkeys(name for names in self.train.values() for name in names))
+
+    def absent_from(self, model: nn.Module) -> str | None:
+        """The first parameter that would train and that the model, wrapped or not, lacks."""
+        there = parameters_of(model)
+        return next((name for name in self.trained_names if own_name(name) not in there), None)
 
     @property
     def adapter_parameters(self) -> int:

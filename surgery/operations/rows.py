@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from surgery.anatomy.types import Layout, Rows
+from surgery.anatomy.types import Layout, Rows, indices
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,6 @@ class Block:
     def size(self) -> int:
         """Number of channels."""
         return self.count * self.length
-
-
-def indices(rows: Rows) -> list[int]:
-    """Every channel of ``rows``, in order."""
-    return [index for start, stop, step in rows for index in range(start, stop, step)]
 
 
 def blocks(rows: Rows, total: int) -> tuple[Block, ...]:

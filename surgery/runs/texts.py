@@ -74,9 +74,8 @@ def tokenizer_of(spec: RunSpec) -> Any:
             why=told_by(error),
             remedy="name a folder with tokenizer.json in data.tokenizer",
         ) from error
-    if len(tokenizer) <= len(
-        set(tokenizer.all_special_ids)
-    ):  # transformers makes one up for a model without
+    # transformers makes up an empty one for a model without.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise RunError(
             "the tokenizer knows no words",
             where=str(place),

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.anatomy.types import Layout
-from surgery.operations.rows import Block, as_matrix, as_weight, assemble, blocks, indices, take
+from surgery.anatomy.types import Layout, indices
+from surgery.operations.rows import Block, as_matrix, as_weight, assemble, blocks, take
 
 CHANNELS = 24
 
