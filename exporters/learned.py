@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,7 @@ def split(model: nn.Module) -> tuple[Plain, Learned]:
     check_model(model)
     adapted, record = adapted_model(model, "export")
     plan = record.plan
+    _check_unmoved(record.moved(adapted))
     factors = {name: joined(adapted, ops) for name, ops in by_weight(plan).items()}
     parameters = dict(adapted.named_parameters())
     values = {name: parameters[name].detach().clone() for name in plan.trained_names}
@@ -112,6 +113,17 @@ def write_adapter(
         learned.write(aside.folder / target.name)
         aside.publish()
     return target
+
+
+def _check_unmoved(buffers: Iterable[str]) -> None:
+    """One base file serves many adapters, and holds the buffers of none."""
+    for name in buffers:
+        raise ExportError(
+            "what training moved here cannot be fed at run time",
+            where=name,
+            why="it is a buffer (running statistics), of which the base file has one for all adapters",
+            remedy="export with adapters='fold', or keep such layers in eval mode while training",
+        )
 
 
 def _identity(parameters: Mapping[str, Tensor], names: Mapping[str, object]) -> int:

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +16,10 @@ from exporters.low_rank import by_weight, joined
 from exporters.preflight import check_destinations, make_folder
 from exporters.staging import stage
 from surgery.anatomy.types import Access, Layout
-from surgery.atomic import disk_errors
+from surgery.atomic import write_tensors
 from surgery.operations.checks import weight_of
 from surgery.operations.plan import Operation, Plan
-from surgery.operations.state import adapted_model
+from surgery.operations.state import Record, adapted_model
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -63,7 +62,7 @@ def to_peft(
     target, record = adapted_model(model, "save")
     path = Path(folder)
     tensors, ranks = _factors(target, record.plan)
-    modules = _modules_to_save(target, record.plan)
+    modules = _modules_to_save(target, record)
     parameters = {**dict(target.named_parameters()), **dict(target.named_buffers())}
     tensors |= {
         PREFIX + name: value
@@ -73,9 +72,9 @@ def to_peft(
     config = _config(ranks, modules, base_model, task_type, record.plan, target)
     make_folder(path)
     check_destinations([path / CONFIG, path / TENSORS], overwrite)
-    with stage(path) as aside, disk_errors():
+    with stage(path) as aside:
         content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        safetensors.torch.save_file(content, aside.folder / TENSORS, {"format": "pt"})
+        write_tensors(aside.folder / TENSORS, content)
         text = json.dumps(config, indent=2, sort_keys=True)
         (aside.folder / CONFIG).write_text(text, encoding="utf-8")
         aside.publish()
@@ -109,21 +108,43 @@ def _check(operation: Operation) -> None:
     )
 
 
-def _modules_to_save(model: nn.Module, plan: Plan) -> list[str]:
-    """The modules whose own parameters trained: PEFT saves whole modules."""
-    owners = list(dict.fromkeys(name.rpartition(".")[0] for name in plan.trained_names))
-    adapted = {operation.projection.module for operation in plan.operations}
-    for owner in owners:
-        leaf = owner and not list(model.get_submodule(owner).children())
-        if owner in adapted or not leaf:
-            names = [n for n in plan.trained_names if n.rpartition(".")[0] == owner]
-            raise ExportError(
-                "PEFT cannot carry all that trained",
-                where=", ".join(names[:3]),
-                why="it saves whole modules, of which no part carries an adapter",
-                remedy=_REMEDY,
+def _modules_to_save(model: nn.Module, record: Record) -> list[str]:
+    """The modules whose own parameters trained or buffers moved: PEFT saves whole modules."""
+    changed = [*record.plan.trained_names, *record.moved(model)]
+    owners = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
+    adapted = {operation.projection.module for operation in record.plan.operations}
+    shared = _shared(model)
+    for name in changed:
+        owner = name.rpartition(".")[0]
+        if owner in adapted or not owner or list(model.get_submodule(owner).children()):
+            raise _unsaved(name, "it saves whole modules, of which no part carries an adapter")
+        if name in shared:
+            raise _unsaved(
+                name, "it trains a copy of a module, and the model reads this weight elsewhere too"
             )
+        for other in adapted:
+            if any(part.endswith(owner) for part in _ancestors(other)):
+                raise _unsaved(
+                    name, f"it takes every module whose name ends so, with {other} among them"
+                )
     return owners
+
+
+def _unsaved(name: str, why: str) -> ExportError:
+    return ExportError("PEFT cannot carry all that trained", where=name, why=why, remedy=_REMEDY)
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Names of parameters that have another name as well."""
+    found = list(model.named_parameters(remove_duplicate=False))
+    times = Counter(id(parameter) for _, parameter in found)
+    return {name for name, parameter in found if times[id(parameter)] > 1}
+
+
+def _ancestors(path: str) -> list[str]:
+    """A module's path and those of the modules that it lies in."""
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _config(

@@ -133,6 +133,10 @@ def _sorted(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], d
     sides: dict[str, dict[str, Tensor]] = {}
     rest = {}
     for key, value in tensors.items():
+        if ".lora_embedding_" in key:
+            raise ValueError(
+                f"{key} adapts an embedding: merge it with PEFT, model.merge_and_unload()"
+            )
         if found := _FACTOR.fullmatch(key):
             if value.ndim < 2 or not value.is_floating_point():
                 raise ValueError(f"{key} is {value.dtype} of {value.ndim} dimensions: no factor")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -76,7 +77,9 @@ class Structure:
             raise checkpoint.misfit(module, why, _REMEDY)
         place = self._block(ours, block) if ours is not None and numbered else self.loose
         candidates = self._playing(word, place)
-        fit = [p for p in candidates if (p.out_features, p.in_features) == shape]
+        fit = _of_shape(shape, candidates)
+        if word is None and fit:  # a fused weight may be meant as well
+            fit += _of_shape(shape, _wholes(place))
         if len(fit) != 1:
             raise self._not_one(checkpoint, module, word, block, fit, candidates)
         return fit[0]
@@ -130,6 +133,16 @@ class Structure:
         found = f"{len(fit)} of them fit" if fit else "none of that shape"
         why = f"it was read as {what}, {into} -> {out}: the model has {found} ({names or 'no such role'})"
         return checkpoint.misfit(module, why, _REMEDY)
+
+
+def _of_shape(shape: tuple[int, int], candidates: Iterable[Projection]) -> list[Projection]:
+    return [p for p in candidates if (p.out_features, p.in_features) == shape]
+
+
+def _wholes(place: Iterable[Projection]) -> Iterable[Projection]:
+    """Each weight that several projections share, as one."""
+    fused = {p.weight_name: p for p in place if not p.whole}
+    return [replace(p, out_features=p.weight_out_features) for p in fused.values()]
 
 
 def _words(path: str) -> set[str]:

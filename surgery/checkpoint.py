@@ -30,7 +30,13 @@ from surgery.operations.identity import fingerprint, first_difference
 from surgery.operations.make import Start, make_adapter
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.rollback import tensors_or_nothing
-from surgery.operations.state import Record, adapted_model, find_record, plain_model
+from surgery.operations.state import (
+    Record,
+    adapted_model,
+    find_record,
+    persistent_buffers,
+    plain_model,
+)
 from surgery.operations.undo import undo
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -115,10 +121,7 @@ def _worth_saving(model: nn.Module, record: Record) -> Iterator[tuple[str, Tenso
         adapter = model.get_submodule(operation.path)
         yield from adapter.state_dict(prefix=f"{operation.path}.").items()
     yield from _trained(model, record.plan).items()
-    for name, buffer in _persistent_buffers(model):
-        before = record.buffers.get(own_name(name))
-        if before is not None and not torch.equal(before, buffer.cpu()):
-            yield name, buffer
+    yield from record.moved(model).items()
 
 
 def _trained(model: nn.Module, plan: Plan) -> Tensors:
@@ -127,8 +130,7 @@ def _trained(model: nn.Module, plan: Plan) -> Tensors:
     Raises:
         StateError: If the model has lost some of it.
     """
-    parameters = parameters_of(model)
-    lost = next((name for name in plan.trained_names if own_name(name) not in parameters), None)
+    lost = plan.absent_from(model)
     if lost is not None:
         raise StateError(
             f"{lost} trains, and is no longer in the model",
@@ -136,14 +138,8 @@ def _trained(model: nn.Module, plan: Plan) -> Tensors:
             why="a module was replaced or renamed after surgery.apply",
             remedy="put it back; what is to be replaced or wrapped, replace before surgery.apply",
         )
+    parameters = parameters_of(model)
     return {name: parameters[own_name(name)] for name in plan.trained_names}
-
-
-def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for path, module in model.named_modules():
-        for name, buffer in module.named_buffers(path, recurse=False):
-            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
-                yield own_name(name), buffer
 
 
 def _plan_for(model: nn.Module, file: AdapterFile, anatomy: Anatomy | None, inputs: Any) -> Plan:
@@ -167,7 +163,7 @@ def _same_names(model: nn.Module, plan: Plan) -> bool:
         check_operations(model, plan.operations)
     except PlanError:
         return False
-    return parameters_of(model).keys() >= set(map(own_name, plan.trained_names))
+    return plan.absent_from(model) is None
 
 
 def _adapters(file: AdapterFile, plan: Plan) -> dict[str, Tensors]:
@@ -194,7 +190,7 @@ def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> Values:
     for word in file.plan.train:
         renamed |= _paired(file, word, plan.train.get(word, ()))
     own = _trained(model, plan)
-    own |= _persistent_buffers(model)
+    own |= persistent_buffers(model)
     values = file.rest()
     pairs: Values = []
     for theirs in dict.fromkeys((*values, *renamed)):
@@ -276,7 +272,7 @@ def _unmoved(model: nn.Module, record: Record, rest: Values) -> Values:
     named = {id(tensor) for tensor, _ in rest}
     return [
         (buffer, record.buffers[name])
-        for name, buffer in _persistent_buffers(model)
+        for name, buffer in persistent_buffers(model)
         if id(buffer) not in named and _shape(record.buffers.get(name)) == _shape(buffer)
     ]
 

@@ -35,14 +35,8 @@ class Shards:
     def open(cls, path: Path) -> Shards:
         """Read the index, or the keys of the one file there is."""
         try:
-            if (path / _INDEX).exists():
-                home = json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-                if any(Path(name).name != name for name in home.values()):
-                    raise ValueError("the index leads out of the folder")
-                return cls(path, home)
-            (only,) = path.glob("*.safetensors")
-            return cls(path, dict.fromkeys(_header(only)[1], only.name))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            return cls(path, _home(path))
+        except Exception as error:  # whatever a broken index or header raises
             raise CheckpointError(
                 "this is no checkpoint that can be folded on disk",
                 where=str(path),
@@ -67,8 +61,9 @@ class Shards:
     def copy_to(self, folder: Path) -> tuple[str, ...]:
         """Copy the folder, but for weights in other forms; returns their names."""
         shards, left_out = set(self.home.values()), []
+        items = sorted(self.path.iterdir())  # before the new folder, which may lie among them
         folder.mkdir()
-        for item in sorted(self.path.iterdir()):
+        for item in items:
             stale = item.suffix in _OTHER_WEIGHTS or item.suffix == ".safetensors"
             if item.is_dir() or (stale and item.name not in shards):
                 left_out.append(item.name)
@@ -93,6 +88,36 @@ class Shards:
         for name in set(self.home.values()):
             with open(folder / name, "rb") as shard:
                 os.fsync(shard.fileno())
+
+
+def _home(path: Path) -> dict[str, str]:
+    """The file of every key, as the files say; the index may say nothing else."""
+    index = _index(path)
+    home: dict[str, str] = {}
+    for name in sorted(set(index.values())) or [_only(path)]:
+        for key in _header(path / name)[1]:
+            if key in home:
+                raise ValueError(f"{key} is both in {home[key]} and in {name}")
+            home[key] = name
+    astray = next((key for key, name in index.items() if home.get(key) != name), None)
+    if astray is not None:
+        raise ValueError(f"{_INDEX} has {astray} in a file without it")
+    return home
+
+
+def _index(path: Path) -> dict[str, str]:
+    """The file of every key, as the index has it; empty where there is none."""
+    if not (path / _INDEX).exists():
+        return {}
+    home: dict[str, str] = json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+    if any(Path(name).name != name for name in home.values()):
+        raise ValueError("the index leads out of the folder")
+    return home
+
+
+def _only(path: Path) -> str:
+    (only,) = path.glob("*.safetensors")
+    return only.name
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:

@@ -81,7 +81,7 @@ def saver(model: nn.Module) -> Callable[[Path], object]:
 
 def _save_state(model: nn.Module, folder: Path) -> None:
     """Every key of the state dict, those of tied weights included, so that it loads strictly."""
-    import safetensors.torch
+    from surgery.atomic import write_tensors
 
     state, seen = {}, set()
     for key, value in model.state_dict().items():
@@ -89,4 +89,4 @@ def _save_state(model: nn.Module, folder: Path) -> None:
         storage = tensor.untyped_storage().data_ptr()
         state[key] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
-    safetensors.torch.save_file(state, folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", state)

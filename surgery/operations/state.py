@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,22 @@ class Record:
             parameters={name: _copy(p) for name, p in parameters.items() if name in trained},
             buffers={name: _copy(buffer) for name, buffer in buffers_of(model).items()},
         )
+
+    def moved(self, model: nn.Module) -> dict[str, Tensor]:
+        """Buffers that a state dict holds and that are not what they were, by their own names."""
+        return {
+            name: buffer
+            for name, buffer in persistent_buffers(model)
+            if name in self.buffers and not torch.equal(self.buffers[name], buffer.cpu())
+        }
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that a state dict holds, by their own names."""
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(path, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield own_name(name), buffer
 
 
 def remember(model: nn.Module, record: Record) -> None:

@@ -170,6 +170,8 @@ def test_an_existing_checkpoint_is_kept(build, tmp_path):
         to_peft(model, tmp_path)
     assert (tmp_path / "adapter_config.json").read_text() == before
     to_peft(model, tmp_path, overwrite=True)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1, "whoever may read the configuration may read the weights"
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 6
 
 
@@ -228,3 +230,56 @@ def test_what_does_not_fit_the_model_is_refused(key, shape, reason, build, tmp_p
 def test_a_folder_without_a_checkpoint(build, tmp_path):
     with pytest.raises(ExportError, match="no PEFT checkpoint"):
         from_peft(build("vit"), tmp_path)
+
+
+def test_running_statistics_that_moved_travel(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6))
+    plain, x = copy.deepcopy(model), torch.randn(9, 6)
+    policy = {"name": "all", "select": [{"roles": ["other", "head"]}]}
+    surgery.apply(model, policy, rank=2, example_inputs=x)
+    disturb(model)
+    model.train()(3 * x + 1)
+    to_peft(model.eval(), tmp_path)
+    loaded = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+    torch.testing.assert_close(loaded(x), model(x))
+
+
+class Tied(nn.Module):
+    """A head that shares its weight, and a layer whose name ends as the head's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.subhead, self.head = nn.Embedding(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.subhead(self.words(tokens)))
+
+
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [("words.weight", "reads this weight elsewhere"), ("head.bias", "with subhead among them")],
+)
+def test_what_peft_would_train_apart_or_too_much_of_is_refused(train, reason, tmp_path):
+    model = Tied()
+    policy = {"name": "one", "select": [{"modules": ["subhead"]}], "train": [train]}
+    surgery.apply(model, policy, rank=2, example_inputs=torch.arange(3))
+    with pytest.raises(ExportError, match=reason):
+        to_peft(model, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_adapted_embedding_is_refused(tmp_path):
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(6, 4), nn.Linear(4, 6)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.words(tokens))
+
+    config = peft.LoraConfig(r=2, target_modules=["words", "head"])
+    peft.get_peft_model(Words(), config).save_pretrained(tmp_path)
+    with pytest.raises(ExportError, match="adapts an embedding"):
+        from_peft(Words(), tmp_path)

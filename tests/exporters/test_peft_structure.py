@@ -198,6 +198,15 @@ def test_what_could_be_several_or_is_nowhere_is_refused(new, reason, tmp_path):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_a_wordless_name_is_not_taken_for_another_layer_of_the_same_shape(tmp_path):
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 24, batch_first=True), 2)
+    x = torch.randn(1, 3, 8)
+    trained(model, tmp_path, ["linear1"])
+    rename(tmp_path, {r"\.linear1": ".self_attn"})
+    with pytest.raises(ExportError, match=r"2 of them fit .*linear1.*in_proj_weight 8 -> 24"):
+        exporters.from_peft(model, tmp_path, example_inputs=x)
+
+
 def test_the_caller_has_the_last_word(tmp_path):
     model = hf_vit()
     options = {"layers_to_transform": [1], "layers_pattern": "layers"}

@@ -176,6 +176,14 @@ def test_a_wrong_adapter_is_found_and_nothing_is_handed_over(build, tmp_path, mo
     assert not (tmp_path / "model.onnx_adapter").exists()
 
 
+def test_running_statistics_that_moved_are_no_adapter(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+    surgery.apply(model, {"name": "one", "select": [{"modules": ["0"]}]}, rank=2)
+    model.train()(torch.randn(9, 6))
+    with pytest.raises(ExportError, match="one for all adapters"):
+        exporters.write_adapter(model.eval(), tmp_path / "a.onnx_adapter")
+
+
 def test_what_cannot_be_combined_is_refused(build, tmp_path):
     model = build("vit")
     with pytest.raises(surgery.errors.StateError, match="no policy is applied"):

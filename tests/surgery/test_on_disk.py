@@ -173,9 +173,24 @@ def lead_out(base: Path) -> None:
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def index(base: Path, **extra: str) -> None:
+    """Two shards, and an index that says more."""
+    state = load_file(base / "model.safetensors")
+    home = dict.fromkeys(state, "model.safetensors") | extra
+    save_file({"body.up.weight": state["body.up.weight"]}, base / "second.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": home}))
+
+
+def nest_deeply(base: Path) -> None:
+    (base / "model.safetensors.index.json").write_text("[" * 100_000)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (lambda base: index(base, **{"body.up.weight": "second.safetensors"}), "is both in"),
+        (lambda base: index(base, lost="model.safetensors"), "lost in a file without it"),
+        (nest_deeply, "RecursionError"),
         (spoil_weight, "another base: body.up.weight"),
         (rename_weight, "body.up.weight is not in it"),
         (widen_head, "head.weight"),
@@ -204,6 +219,8 @@ def test_a_folder_in_use_is_not_written_over(tmp_path: Path) -> None:
         surgery.fold_checkpoint(base, tmp_path / "adapter", base)
     (tmp_path / "empty").mkdir()
     surgery.fold_checkpoint(base, tmp_path / "adapter", tmp_path / "empty")
+    inside = surgery.fold_checkpoint(base, tmp_path / "adapter", base / "inside")
+    assert inside.left_out == ("pytorch_model.bin",)
     assert everything(tmp_path / "empty").keys() == everything(base).keys()
 
 
