@@ -13,7 +13,7 @@ from exporters.capture import Captured
 from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal
 from exporters.patterns.batch_norm import BatchNormMatch, BatchNormPattern
-from exporters.patterns.group_query import GroupQueryMatch
+from exporters.patterns.group_query_match import GroupQueryMatch
 from exporters.patterns.layer_scale import LayerScaleMatch, LayerScalePattern
 from exporters.patterns.siblings import find_siblings
 from exporters.recipe import Match, Recipe

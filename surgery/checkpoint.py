@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from surgery.adapter_file import AdapterFile, Tensors, read_file
 from surgery.adapters.base import Adapter
+from surgery.also_trained import Values, told_shape, trained, unmoved, values_for, write_values
 from surgery.anatomy.types import Anatomy
-from surgery.anatomy.wrappers import own_name, parameters_of, unwrap
-from surgery.errors import AnatomyError, CaptureError, CheckpointError, PlanError, StateError
+from surgery.anatomy.wrappers import unwrap
+from surgery.errors import AnatomyError, CaptureError, CheckpointError, PlanError
 from surgery.operations import planner
 from surgery.operations.adapted import adapted_modules
 from surgery.operations.apply import graft
@@ -30,19 +31,11 @@ from surgery.operations.identity import fingerprint, first_difference
 from surgery.operations.make import Start, make_adapter
 from surgery.operations.plan import Operation, Plan
 from surgery.operations.rollback import tensors_or_nothing
-from surgery.operations.state import (
-    Record,
-    adapted_model,
-    find_record,
-    persistent_buffers,
-    plain_model,
-)
+from surgery.operations.state import Record, adapted_model, find_record, plain_model
 from surgery.operations.undo import undo
 
 Model = TypeVar("Model", bound=nn.Module)
 Base = Literal["refuse", "warn"]
-Values = list[tuple[Tensor, Tensor]]
-"""Tensors of the model, each with the value it is to have."""
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -107,12 +100,12 @@ def load(
     record = find_record(target)
     plan = record.plan if record else _plan_for(plain_model(target), file, anatomy, example_inputs)
     states = _adapters(file, plan)
-    rest = _rest(target, file, plan)
+    rest = values_for(target, file, plan)
     _check_base(target, file, plan, base)
     if record is None:
         _graft(target, plan, states, rest)
     else:
-        _refill(target, states, rest + _unmoved(target, record, rest))
+        _refill(target, states, rest + unmoved(target, record, rest))
     return model
 
 
@@ -120,26 +113,8 @@ def _worth_saving(model: nn.Module, record: Record) -> Iterator[tuple[str, Tenso
     for operation in record.plan.operations:
         adapter = model.get_submodule(operation.path)
         yield from adapter.state_dict(prefix=f"{operation.path}.").items()
-    yield from _trained(model, record.plan).items()
+    yield from trained(model, record.plan).items()
     yield from record.moved(model).items()
-
-
-def _trained(model: nn.Module, plan: Plan) -> Tensors:
-    """What else the plan trains, by name.
-
-    Raises:
-        StateError: If the model has lost some of it.
-    """
-    lost = plan.absent_from(model)
-    if lost is not None:
-        raise StateError(
-            f"{lost} trains, and is no longer in the model",
-            where=lost,
-            why="a module was replaced or renamed after surgery.apply",
-            remedy="put it back; what is to be replaced or wrapped, replace before surgery.apply",
-        )
-    parameters = parameters_of(model)
-    return {name: parameters[own_name(name)] for name in plan.trained_names}
 
 
 def _plan_for(model: nn.Module, file: AdapterFile, anatomy: Anatomy | None, inputs: Any) -> Plan:
@@ -177,48 +152,11 @@ def _adapters(file: AdapterFile, plan: Plan) -> dict[str, Tensors]:
         needed = make_adapter(theirs, "meta").state_dict()
         found = states[ours.path] = file.adapter(theirs)
         for key in dict.fromkeys((*needed, *found)):
-            have, want = _shape(found.get(key)), _shape(needed.get(key))
+            have, want = told_shape(found.get(key)), told_shape(needed.get(key))
             if have != want:
                 why = f"{theirs.path}.{key}: the adapter has {want}, the file {have}"
                 raise file.misfit(why, "save the file again with this version of the adapter")
     return states
-
-
-def _rest(model: nn.Module, file: AdapterFile, plan: Plan) -> Values:
-    """What else trained, and buffers that moved, each with its value from the file."""
-    renamed: dict[str, str] = {}
-    for word in file.plan.train:
-        renamed |= _paired(file, word, plan.train.get(word, ()))
-    own = _trained(model, plan)
-    own |= persistent_buffers(model)
-    values = file.rest()
-    pairs: Values = []
-    for theirs in dict.fromkeys((*values, *renamed)):
-        name = renamed.get(theirs, theirs)
-        have, want = _shape(values.get(theirs)), _shape(own.get(name))
-        if have != want:
-            why = f"{name}: the model has {want}, the file {have}"
-            raise file.misfit(why, "build the model with the same head (num_classes=...)")
-        pairs.append((own[name], values[theirs]))
-    return pairs
-
-
-def _paired(file: AdapterFile, word: str, ours: tuple[str, ...]) -> dict[str, str]:
-    """The names that a word of ``train`` has in the file with those that it has in the model.
-
-    Under other names tensors are told apart by their shapes alone: models define the same parts in other orders.
-    """
-    theirs = file.plan.train[word]
-    if set(theirs) == set(ours):
-        return {name: name for name in theirs}
-    values = file.rest()
-    shapes = [_shape(values.get(name)) for name in theirs]
-    if len(theirs) != len(ours) or len(set(shapes)) < len(shapes):
-        raise file.misfit(
-            f"what else trained ({word}) has other names here, and several tensors of one shape",
-            "load onto a model with the names of the one trained on, or train adapters and head alone",
-        )
-    return dict(zip(theirs, ours, strict=True))
 
 
 def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, base: str) -> None:
@@ -234,10 +172,6 @@ def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, base: str) -> N
         return
 
 
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:
-    return "no such tensor" if tensor is None else tuple(tensor.shape)
-
-
 def _start_from(states: dict[str, Tensors]) -> Start:
     def start(operation: Operation, adapter: Adapter, rows: Tensor) -> None:
         adapter.read_base(rows)  # what follows from the base is not in the state
@@ -249,7 +183,7 @@ def _start_from(states: dict[str, Tensors]) -> Start:
 def _graft(model: nn.Module, plan: Plan, states: dict[str, Tensors], rest: Values) -> None:
     graft(model, plan, _start_from(states))
     try:
-        _write(rest)
+        write_values(rest)
     except BaseException:
         undo(model)
         raise
@@ -264,20 +198,4 @@ def _refill(model: nn.Module, states: dict[str, Tensors], rest: Values) -> None:
             adapter.load_state_dict(state)
         for owner in owners:
             owner.refresh_base()
-        _write(rest)
-
-
-def _unmoved(model: nn.Module, record: Record, rest: Values) -> Values:
-    """Buffers that the file does not name, since they had not moved when it was written, as they were before."""
-    named = {id(tensor) for tensor, _ in rest}
-    return [
-        (buffer, record.buffers[name])
-        for name, buffer in persistent_buffers(model)
-        if id(buffer) not in named and _shape(record.buffers.get(name)) == _shape(buffer)
-    ]
-
-
-@torch.no_grad()
-def _write(values: Values) -> None:
-    for tensor, value in values:
-        tensor.copy_(value)
+        write_values(rest)

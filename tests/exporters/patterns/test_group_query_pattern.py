@@ -13,7 +13,8 @@ from exporters.capture import capture
 from exporters.evaluate import Evaluator
 from exporters.inputs import collect
 from exporters.patterns.base import Refusal
-from exporters.patterns.group_query import GroupQueryMatch, GroupQueryPattern
+from exporters.patterns.group_query import GroupQueryPattern
+from exporters.patterns.group_query_match import GroupQueryMatch
 from exporters.patterns.multihead import MultiHeadPattern
 from surgery.anatomy.attention import find_cores
 from surgery.anatomy.flow import Flow
