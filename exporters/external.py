@@ -1,11 +1,35 @@
-"""Where the weights of an ONNX file lie, if not in the file: beside it, never elsewhere."""
+"""The graph of an ONNX file, and where its weights lie, if not in the file: beside it, never elsewhere."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 
 import onnx
+
+from exporters.errors import ExportError
+from surgery.errors import told_at_length
+
+
+def read_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """An ONNX file without the weights that lie beside it.
+
+    Raises:
+        ExportError: If it is missing, or no ONNX model.
+    """
+    try:
+        model = onnx.load(os.fspath(path), load_external_data=False)
+        if not model.graph.node:
+            raise ValueError("it holds no graph")
+    except Exception as error:  # protobuf's errors have no common root
+        raise ExportError(
+            "the ONNX file cannot be read",
+            where=os.fspath(path),
+            why=told_at_length(error),
+            remedy="check the path; a file that is there is truncated, or no ONNX",
+        ) from error
+    return model
 
 
 def elsewhere(model: onnx.ModelProto) -> str | None:

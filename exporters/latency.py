@@ -22,6 +22,7 @@ from exporters.inputs import Inputs, collect
 from exporters.plain import plain_model
 from exporters.report import ExportReport
 from exporters.runtime import open_session, require_runtime, run
+from surgery.anatomy.render import as_text
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -83,6 +84,9 @@ class LatencyReport:
             span = f"{row.low_ms:.1f} to {row.high_ms:.1f}"
             table.add_row(row.name, f"{row.median_ms:.1f}", span, f"{row.median_ms / fastest:.2f}")
         return table
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 def benchmark(

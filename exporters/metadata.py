@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-import onnx
 from torch import nn
 
 from exporters import lineage
 from exporters.errors import ExportError
+from exporters.external import read_graph
 from exporters.inputs import Inputs
 from exporters.plain import Plain
 from exporters.preprocessing import preprocessing as preprocessing_of
@@ -74,8 +74,11 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Without this package: ``session.get_modelmeta().custom_metadata_map``, keys with the prefix
     ``model_surgery.``, every value JSON.
+
+    Raises:
+        ExportError: If it is missing, or no ONNX model.
     """
-    content = onnx.load(os.fspath(path), load_external_data=False)
+    content = read_graph(path)
     return {
         entry.key.removeprefix(PREFIX): json.loads(entry.value)
         for entry in content.metadata_props

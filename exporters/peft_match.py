@@ -15,6 +15,7 @@ from exporters.peft_checkpoint import PeftCheckpoint, read_peft
 from exporters.peft_names import pattern
 from exporters.peft_structure import Structure
 from surgery.anatomy.read import read
+from surgery.anatomy.render import as_text
 from surgery.anatomy.types import Access, Anatomy, Projection, indices
 from surgery.operations.by_name import anatomy_by_name
 from surgery.operations.state import plain_model
@@ -85,6 +86,9 @@ class PeftMatch:
         for theirs, ours in self.rest.items():
             table.add_row(theirs, ours, "", "", "name" if theirs == ours else "structure")
         return table
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 def match_peft(

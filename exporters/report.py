@@ -79,7 +79,8 @@ class ExportReport:
     Attributes:
         model: Qualified class name of the exported model.
         files: The files, the one asked for by name first.
-        sites: Every attention site and what became of it.
+        sites: Every attention site and what became of it; none where attention stays in standard operators
+            (``portable``, ``tensorrt``).
         notes: What a reader should know (an axis that the model fixes, adapters that were folded).
         versions: Of the libraries that took part.
         card: The model card beside the files.

@@ -19,7 +19,7 @@ import onnx
 from onnx import helper
 
 from exporters.errors import ExportError
-from exporters.external import elsewhere
+from exporters.external import elsewhere, read_graph
 from surgery.errors import told_at_length
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def open_session(
     require_runtime()
     import onnxruntime as ort
 
-    described = None if options else _described(path)
+    described = None if options else read_graph(path)
     options = options or _recommended(described)
     _require_provider(options.providers[0], ort.get_available_providers())
     session_options = ort.SessionOptions()
@@ -128,7 +128,7 @@ def open_session(
         for key, value in entries.items():
             session_options.add_session_config_entry(key, value)
     try:
-        if outside := elsewhere(described or _described(path)):
+        if outside := elsewhere(described or read_graph(path)):
             raise ValueError(f"its weights are said to be in {outside!r}, outside its folder")
         del described  # up to 2 GB that ONNX Runtime is about to read itself
         session = ort.InferenceSession(
@@ -158,28 +158,31 @@ def available(options: SessionOptions) -> SessionOptions:
 
 def recommended_options(path: str | os.PathLike[str]) -> SessionOptions:
     """The session options written in a file's metadata; the defaults if there are none."""
-    return _recommended(_described(path))
+    return _recommended(read_graph(path))
 
 
 def _recommended(model: onnx.ModelProto) -> SessionOptions:
     found = _metadata(model, OPTIONS_KEY)
     if found is None:
         return SessionOptions()
-    stored: dict[str, Any] = json.loads(found)
-    told = stored.pop("provider_options", {})
-    lists = {key: tuple(value) for key, value in stored.items()}
-    return SessionOptions(**lists, provider_options=told)
+    try:
+        stored: dict[str, Any] = json.loads(found)
+        told = stored.pop("provider_options", {})
+        lists = {key: tuple(value) for key, value in stored.items()}
+        return SessionOptions(**lists, provider_options=told)
+    except Exception as error:  # somebody else's metadata can be anything
+        raise ExportError(
+            "the file's session options cannot be read",
+            where=OPTIONS_KEY,
+            why=told_at_length(error),
+            remedy="open it with options=SessionOptions(), or export it anew",
+        ) from error
 
 
 def base_of(path: str | os.PathLike[str]) -> int | None:
     """What identifies the base weights of a file that takes adapters; None for any other."""
-    found = _metadata(_described(path), BASE_KEY)
+    found = _metadata(read_graph(path), BASE_KEY)
     return None if found is None else int(found)
-
-
-def _described(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """The file without the weights that lie beside it."""
-    return onnx.load(os.fspath(path), load_external_data=False)
 
 
 def _metadata(model: onnx.ModelProto, key: str) -> str | None:

@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from exporters.errors import ExportError
+from exporters.external import read_graph
 from exporters.metadata import facts
 from exporters.pbtxt import render
 from exporters.preflight import make_folder
@@ -74,7 +73,7 @@ def triton_repository(
     """
     source, told = Path(file), _facts(file)
     chosen = _engine(told, engine, source)
-    model = onnx.load(source, load_external_data=False)
+    model = read_graph(source)
     batching = Batching(max_batch, tuple(preferred), delay_us)
     _check_numbers(batching, version, instances, threads)
     title = _title(name or source.stem)
@@ -126,7 +125,7 @@ def _publish(place: Path, home: Path, version: int) -> None:
 
 
 def _external(source: Path) -> list[str]:
-    tensors = onnx.load(source, load_external_data=False).graph.initializer
+    tensors = read_graph(source).graph.initializer
     found = (e.value for t in tensors for e in t.external_data if e.key == "location")
     return list(dict.fromkeys(found))
 

@@ -1,6 +1,7 @@
 from . import adapter_file as adapter_file
 from . import adapters as adapters
 from . import allocation as allocation
+from . import also_trained as also_trained
 from . import anatomy as anatomy
 from . import atomic as atomic
 from . import checkpoint as checkpoint

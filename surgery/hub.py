@@ -40,8 +40,8 @@ def save_pretrained(
     Args:
         model: An adapted model.
         folder: Made if it is not there.
-        base: What the card calls the base model. None: what timm or transformers loaded it from, unless
-            that is a path of this machine.
+        base: What the card calls the base model. None: what timm or transformers call it, whatever its weights are,
+            unless that is a path of this machine.
 
     Returns:
         The folder.

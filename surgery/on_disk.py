@@ -46,6 +46,12 @@ class FoldedCheckpoint:
     replaced: tuple[str, ...]
     left_out: tuple[str, ...]
 
+    def __str__(self) -> str:
+        left = f", {', '.join(self.left_out)} left out" if self.left_out else ""
+        return (
+            f"{self.path}: {len(self.folded)} weights folded, {len(self.replaced)} replaced{left}"
+        )
+
 
 def fold_checkpoint(
     in_dir: str | os.PathLike[str], adapter: str | os.PathLike[str], out_dir: str | os.PathLike[str]

@@ -22,8 +22,9 @@ class Recomposed(SingularStart):
     change, the subspace does (SRLoRA, arXiv 2505.12433).
 
     Args:
-        target_rank: Directions visited by the end of training, rank <= target_rank <= min(in, out);
-            None means 4 * rank, or as many as there are. Equal to ``rank`` nothing ever switches.
+        target_rank: Directions that switches may reach, rank <= target_rank <= min(in, out); None means 4 * rank,
+            or as many as there are. The last switch would fall on the last step and is left out: training
+            visits r' fewer. Equal to ``rank`` nothing ever switches.
         gamma: Share of the pairs that are swapped at a recomposition, in (0, 1].
         beta1, beta2: Decays of the importance scores, see :class:`Importance`.
         **options: Those of the adapter that it is mixed into.

@@ -1,4 +1,4 @@
-"""An anatomy as a table that a person understands, and as a stable dictionary."""
+"""An anatomy as a table that a person understands, and as a stable dictionary; any table as plain text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, JustifyMethod
+from rich.console import Console, ConsoleRenderable, Group, JustifyMethod, RichCast
 from rich.table import Table
 from rich.text import Text
 
@@ -42,12 +42,12 @@ def as_table(anatomy: Anatomy) -> Group:
     return Group(table, *missing)
 
 
-def as_text(anatomy: Anatomy) -> str:
-    """The table as plain text."""
-    console = Console(width=110, no_color=True)
+def as_text(thing: ConsoleRenderable | RichCast, width: int = 118) -> str:
+    """What rich would draw, as plain text."""
+    console = Console(width=width, no_color=True)
     with console.capture() as captured:
-        console.print(as_table(anatomy))
-    return captured.get().rstrip()
+        console.print(thing)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def as_dict(anatomy: Anatomy) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class AttentionSite:
 
     Attributes:
         id: Stable name within the anatomy, ``attention.0`` and so on, in graph order.
-        kind: ``sdpa`` (a scaled-dot-product node) or ``softmax`` (between two products).
+        kind: ``sdpa`` (a scaled-dot-product node), ``softmax`` (between two products), ``flex`` (flex attention) or
+            ``linear`` (linear attention).
         layer: Depth of the block, or None.
         module: Path of the module whose forward computes the attention.
         projections: Query, key, value and output, as far as they were found.
@@ -191,4 +192,4 @@ class Anatomy:
         return render.as_table(self)
 
     def __str__(self) -> str:
-        return render.as_text(self)
+        return render.as_text(self, width=110)

@@ -16,6 +16,7 @@ from surgery.anatomy.capture import unchanged
 from surgery.anatomy.disturb import disturbed, targets
 from surgery.anatomy.idle import idle_attentions
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
+from surgery.anatomy.render import as_text
 from surgery.anatomy.replay import Replay
 from surgery.anatomy.types import Anatomy, AttentionSite, Projection, indices
 from surgery.anatomy.wrappers import refuse_inference_tensors, unwrap
@@ -105,6 +106,9 @@ class Verification:
             moved = ", ".join(f.moved) or "nothing"
             table.add_row(f.site, str(f.projection.role), f.projection.weight_name, moved)
         return table
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 def verify(model: nn.Module, anatomy: Anatomy, inputs: Any = None) -> Verification:

@@ -22,7 +22,6 @@ from surgery.cli.options import (
 )
 from surgery.cli.output import Json, emit, working
 from surgery.cli.trained import trained_by
-from surgery.errors import told_by
 
 if TYPE_CHECKING:
     import onnx
@@ -53,13 +52,14 @@ def bench(
     Example: surgery bench timm:vit_tiny_patch16_224 --onnx model.onnx --onnx model.portable.onnx
     """
     import exporters
+    from exporters.external import read_graph
 
     run = trained_by(model, None, settings, pretrained, checkpoint)
     files = {str(path): path for path in onnx or (run.exported() if run else ())}
     if not files:
         raise typer.BadParameter("--onnx is missing")
     for path in files.values():
-        load(path)
+        read_graph(path)
     source = run.source if run else Source.parse(model, settings, pretrained, checkpoint)
     built = source.build()
     with working(f"measuring {rounds} rounds of {calls} calls"):
@@ -72,36 +72,13 @@ def bench(
     emit(report.to_dict(), report, as_json)
 
 
-def load(path: Path) -> onnx.ModelProto:
-    """The graph of an ONNX file, without its external weights.
-
-    Raises:
-        ExportError: If it is missing, or no ONNX model.
-    """
-    import onnx
-
-    from exporters import ExportError
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-        if not model.graph.node:
-            raise ValueError("it holds no graph")
-    except Exception as error:  # protobuf's errors have no common root
-        raise ExportError(
-            "the ONNX file cannot be read",
-            where=str(path),
-            why=told_by(error),
-            remedy="check the path; a file that is there is truncated, or no ONNX",
-        ) from error
-    return model
-
-
 def describe(path: Path) -> dict[str, Any]:
     """Metadata, operators, target, inputs and outputs of an ONNX file as plain data."""
+    from exporters.external import read_graph
     from exporters.metadata import PREFIX
     from exporters.runtime import operators
 
-    model = load(path)
+    model = read_graph(path)
     metadata = {p.key.removeprefix(PREFIX): _value(p.value) for p in model.metadata_props}
     counted = {f"{domain}::{kind}": n for (domain, kind), n in operators(model).most_common()}
     initial = {tensor.name for tensor in model.graph.initializer}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from surgery.cli.staging import write_text
 
 if TYPE_CHECKING:
     from policies import AdapterSpec, Policy
+    from policies.schema import Selection
 
 app = typer.Typer(no_args_is_help=True, help="List, show, write and check policies.")
 
@@ -72,7 +75,11 @@ def new(
         raise typer.BadParameter(f"{name!r}: letters, digits, - and _ make a name")
     parent = policies.get(extends)
     path = folder / f"{name}.yaml"
-    text = _text(name, extends, parent, path)
+    # A file's path counts from the file that extends it.
+    whence = (
+        Path(os.path.relpath(extends, folder)).as_posix() if Path(extends).is_file() else extends
+    )
+    text = _text(name, whence, parent, path)
     write_text(path, text)
     emit({"path": str(path), "policy": policies.get(path).to_dict()}, f"wrote {path}", as_json)
 
@@ -102,16 +109,25 @@ def schema() -> None:
 
 
 def _text(name: str, extends: str, parent: Policy, path: Path) -> str:
-    lines = []
-    for selection in parent.select:
-        roles = ", ".join(selection.roles)
-        lines += [f"  - roles: [{roles}]", f"    depth: {selection.depth}  {_DEPTHS}"]
-        lines += [f"    modules: {list(selection.modules)}"] if selection.modules else []
+    lines = [line for selection in parent.select for line in _lines(selection)]
     select = "\n".join(["select:", *lines, ""]) if lines else ""
     text = _TEMPLATE.format(
         name=name, parent=extends, path=path, select=select, rank=parent.adapter.rank
     )
     return text if lines else text.rpartition("adapter:")[0]
+
+
+def _lines(selection: Selection) -> Iterator[str]:
+    """A selection with all that it says, and with its depth even if that says nothing."""
+    plain = {
+        "roles": [],
+        "depth": selection.depth,
+        **selection.model_dump(mode="json", exclude_defaults=True),
+    }
+    for number, (key, value) in enumerate(plain.items()):
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+        said = text.removesuffix("...\n").strip()
+        yield f"  {' ' if number else '-'} {key}: {said}{f'  {_DEPTHS}' if key == 'depth' else ''}"
 
 
 def _specs(policy: Policy) -> list[tuple[tuple[str | int, ...], AdapterSpec]]:

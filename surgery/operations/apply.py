@@ -48,8 +48,8 @@ def apply(
         anatomy: What ``surgery.read`` gave, if it was read before.
         example_inputs: For the reading, if the model does not tell its inputs itself.
         seed: Makes the factors reproducible and leaves torch's global random state alone.
-        **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``train=``,
-            adapter options.
+        **overrides: ``rank=``, ``adapter=``, ``alpha=``, ``roles=``, ``depth=``, ``part=``, ``budget=``,
+            ``train=``, adapter options.
 
     Returns:
         The same model.

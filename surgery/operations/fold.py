@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
+from surgery.anatomy.render import as_text
 from surgery.errors import StateError
 from surgery.operations import render
 from surgery.operations.adapted import Adapted
@@ -82,7 +83,7 @@ class FoldReport:
         return render.fold_table(self)
 
     def __str__(self) -> str:
-        return render.as_text(self)
+        return as_text(self)
 
 
 @torch.no_grad()

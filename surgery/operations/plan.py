@@ -11,6 +11,7 @@ from rich.console import Group
 from torch import nn
 
 from policies import AdapterSpec, Policy
+from surgery.anatomy.render import as_text
 from surgery.anatomy.types import Access, Projection
 from surgery.anatomy.wrappers import own_name, parameters_of
 from surgery.operations import render
@@ -127,7 +128,7 @@ class Plan:
         return render.plan_table(self)
 
     def __str__(self) -> str:
-        return render.as_text(self)
+        return as_text(self)
 
 
 def _operation_dict(operation: Operation) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     from surgery.operations.summary import Summary
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-
-
-class Renderable(Protocol):
-    """Anything that rich can draw."""
-
-    def __rich__(self) -> Group: ...
-
-
-def as_text(thing: Renderable) -> str:
-    """What rich would draw, as plain text."""
-    console = Console(width=118, no_color=True)
-    with console.capture() as captured:
-        console.print(thing)
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def plan_table(plan: Plan) -> Group:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from surgery.anatomy.capture import unchanged
 from surgery.anatomy.types import Projection
-from surgery.errors import StateError
+from surgery.errors import StateError, told_by
 from surgery.operations.checks import weight_of
 from surgery.operations.rows import as_matrix, take
 
@@ -25,17 +25,23 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     Raises:
         StateError: If the batch is neither, or the model gives no loss.
     """
+    why = f"it is a {type(batch).__name__}, and {type(model).__name__} gives no .loss for it"
+    cause = None
     if isinstance(batch, Mapping):
-        loss = getattr(model(**batch), "loss", None)
-        if isinstance(loss, Tensor):
-            return loss
+        try:
+            loss = getattr(model(**batch), "loss", None)
+        except TypeError as error:  # a forward that takes no labels
+            why, cause = told_by(error), error
+        else:
+            if isinstance(loss, Tensor):
+                return loss
     elif isinstance(batch, Sequence) and len(batch) == 2:
         return F.cross_entropy(model(batch[0]), batch[1])
     raise StateError(
         "no loss can be made from a batch",
-        why=f"it is a {type(batch).__name__}, and {type(model).__name__} gives no .loss for it",
+        why=why,
         remedy="pass a mapping with labels, a pair (inputs, targets), or loss=lambda model, batch: ...",
-    )
+    ) from cause
 
 
 def gradients(

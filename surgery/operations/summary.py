@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group
 from torch import nn
 
+from surgery.anatomy.render import as_text
 from surgery.operations import render
 from surgery.operations.plan import Plan
 from surgery.operations.state import adapted_model
@@ -42,7 +43,7 @@ class Summary:
         return render.summary_table(self)
 
     def __str__(self) -> str:
-        return render.as_text(self)
+        return as_text(self)
 
 
 def summary(model: nn.Module) -> Summary:

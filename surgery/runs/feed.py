@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from surgery.runs.loss import check_classes
 from surgery.runs.samples import Data, Samples
 from surgery.runs.schema import RunSpec
 from surgery.runs.texts import Batch, Tokens, check_causal, check_reader, tokenizer_of
@@ -93,12 +94,14 @@ def feed(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:
     """Make what a model takes of what was opened.
 
     Raises:
-        RunError: If the model's image size is not known, texts have no tokenizer, or the model cannot learn them.
+        RunError: If the model's image size is not known, texts have no tokenizer, the model cannot learn them,
+            or it has other classes.
         CaptureError: If the model does not tell its inputs.
     """
-    if data.kind == "images":
-        return _images(data, model, spec)
-    return _texts(data, model, spec)
+    made = _images(data, model, spec) if data.kind == "images" else _texts(data, model, spec)
+    if data.labels:
+        check_classes(model, made.collate([made.train[0]]), data.labels, spec.model.name)
+    return made
 
 
 def _images(data: Data, model: nn.Module, spec: RunSpec) -> Feeding:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from surgery.anatomy.capture import unchanged
+from surgery.errors import RunError
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -14,6 +18,34 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Te
     labels = inputs.pop("labels")
     outputs = model(**inputs)
     return outputs if isinstance(outputs, Tensor) else outputs.logits, labels
+
+
+@torch.no_grad()
+def check_classes(
+    model: nn.Module, batch: Mapping[str, Tensor], classes: Sequence[str], name: str
+) -> None:
+    """Refuse a model with more or fewer outputs than classes.
+
+    Args:
+        model: A classifier.
+        batch: One sample.
+        classes: Their names.
+        name: Of the model, for errors.
+
+    Raises:
+        RunError: With both numbers.
+    """
+    device = next(model.parameters()).device
+    with unchanged(model):
+        logits, _ = logits_of(model, {key: value.to(device) for key, value in batch.items()})
+    if logits.shape[1:] != (len(classes),):
+        raise RunError(
+            "the model has no output for each class",
+            where=name,
+            why=f"it gives {' x '.join(map(str, logits.shape[1:]))} numbers, and there are "
+            f"{len(classes)} classes: {', '.join(classes[:5])}",
+            remedy="have the factory build the head with as many outputs",
+        )
 
 
 def cross_entropy(

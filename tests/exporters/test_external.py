@@ -6,6 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import exporters
+from exporters.errors import ExportError
 from exporters.external import elsewhere
 
 
@@ -44,3 +46,25 @@ def inner(place: str) -> onnx.GraphProto:
 )  # fmt: skip
 def test_what_leaves_the_folder(graph, place: str, leaves: bool) -> None:
     assert elsewhere(helper.make_model(graph(place))) == (place if leaves else None)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", b"\x08\x08\x12\x04", "cut"])
+@pytest.mark.parametrize(
+    "read", [exporters.open_session, exporters.facts, exporters.AdapterSession]
+)
+def test_what_is_no_onnx_file_is_refused_by_name(read, content, tmp_path) -> None:
+    path = tmp_path / "m.onnx"
+    if content == "cut":
+        content = helper.make_model(constant("m.data")).SerializeToString()[:-9]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"cannot be read(.|\n)*m\.onnx"):
+        read(path)
+
+
+def test_session_options_that_make_no_sense_are_refused(tmp_path) -> None:
+    model = helper.make_model(constant("m.data"))
+    model.metadata_props.add(key="model_surgery.session_options", value="[1, 2]")
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match="session options cannot be read"):
+        exporters.open_session(tmp_path / "m.onnx")

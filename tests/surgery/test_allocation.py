@@ -203,6 +203,8 @@ def test_what_cannot_be_measured_is_said(make: Make) -> None:
         surgery.allocate(model, [], LORA, **known)
     with pytest.raises(StateError, match=r"pass a mapping.*loss="):
         surgery.allocate(model, [torch.ones(2, 5, WIDTH)], LORA, **known)
+    with pytest.raises(StateError, match=r"labels(.|\n)*pass a mapping"):
+        surgery.allocate(model, [{"x": BATCHES[0][0], "labels": BATCHES[0][1]}], LORA, **known)
     with pytest.raises(StateError, match="no finite number"):
         surgery.allocate(model, BATCHES, LORA, loss=lambda m, b: m(b[0]).sum() / 0, **known)
     with pytest.raises(PlanError, match="one pair trains"):

@@ -82,7 +82,7 @@ def test_another_base_is_refused_and_nothing_is_written(
 def test_an_interruption_leaves_no_half_files(
     run: Run, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(tensors: object, path: Path) -> None:
+    def interrupt(tensors: object, path: Path, metadata: object) -> None:
         path.write_text("half")
         raise KeyboardInterrupt
 

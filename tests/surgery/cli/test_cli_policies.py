@@ -22,8 +22,22 @@ def test_show_is_the_policy_in_full(run: Run) -> None:
     assert "rank: 8" in run("policies", "show", "vit-attn-qv").stdout
 
 
-@pytest.mark.parametrize("parent", ["vit-attn-qv", "llm-all-linear", "bitfit"])
+BY_DEPTH = """\
+name: by-depth
+select:
+  - roles: [attention.query]
+    part: vision
+    rank: {0-5: 4, last 2: 16}
+  - modules: ["*.fc?"]
+    depth: last 50%
+    adapter: {kind: srlora, rank: 4, target_rank: 12}
+adapter: {kind: lora, rank: 2}
+"""
+
+
+@pytest.mark.parametrize("parent", [*policies.names(), "by-depth.yaml"])
 def test_new_writes_a_policy_that_is_valid_and_found(run: Run, parent: str, tmp_path: Path) -> None:
+    (tmp_path / "by-depth.yaml").write_text(BY_DEPTH)
     made = run("policies", "new", "mine", "--from", parent, "--json")
     path = tmp_path / made["path"]
     old, new = policies.get(parent), policies.get("mine")

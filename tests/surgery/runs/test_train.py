@@ -15,6 +15,7 @@ from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import surgery
+from surgery.errors import RunError
 from surgery.runs import checkpoints
 from surgery.runs.feed import feed
 from surgery.runs.folder import RunFolder
@@ -130,6 +131,16 @@ def test_it_ends_when_nothing_gets_better(trained: Trained, tmp_path: Path) -> N
     )  # fmt: skip
     metrics = run(asked).train()
     assert metrics["steps"] == 4 < metrics["planned_steps"] and metrics["kept_step"] == 2
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_a_head_of_other_classes_is_refused_before_anything_is_written(
+    trained: Trained, tmp_path: Path, classes: int
+) -> None:
+    asked = spec(tmp_path / "heads", trained[0].data.model_dump())
+    with pytest.raises(RunError, match=rf"gives {classes} numbers.* 3 classes: blue, green, red"):
+        run(asked, vit(classes)).train()
+    assert not (tmp_path / "heads").exists()
 
 
 def test_a_training_that_diverges_says_so(trained: Trained, tmp_path: Path) -> None:
