@@ -70,7 +70,14 @@ def _guards(program: ExportedProgram) -> list[sympy.Basic]:
     sizes: list[Any] = [s for v in values if isinstance(v, torch.Tensor) for s in v.shape]
     open_ones = (size for size in sizes if isinstance(size, torch.SymInt))
     environment = next((size.node.shape_env for size in open_ones), None)
-    return [] if environment is None else [guard.expr for guard in environment.guards]
+    asked = [] if environment is None else environment.guards
+    return [guard.expr for guard in asked if not _is_of_layout(guard)]
+
+
+def _is_of_layout(guard: Any) -> bool:
+    """Whether torch asked how a tensor lies in memory: no value hangs on that."""
+    place = getattr(getattr(guard, "sloc", None), "framework_loc", None)
+    return getattr(place, "name", None) == "check_contiguous_sizes_strides"
 
 
 def _may_fail(guard: sympy.Basic, axes: Mapping[sympy.Basic, str], limits: Limits) -> bool:

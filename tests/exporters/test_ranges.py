@@ -101,8 +101,9 @@ def test_no_length_is_tried_that_is_none(length, other):
     assert tried(captured(Branching(lambda b, n: n > 4), length), "sequence") == {length, other}
 
 
-def test_a_cache_has_no_narrowed_sizes(build):
-    step = decoder_step(build("llama"), True).eval()
+@pytest.mark.parametrize("cache", [True, "right"])
+def test_a_cache_has_no_narrowed_sizes(cache, build):
+    step = decoder_step(build("llama"), cache).eval()
     assert capture(step, step.inputs()).notes == ()
 
 
