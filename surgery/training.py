@@ -19,7 +19,14 @@ from surgery.groups import parameter_groups
 from surgery.operations.adapted import Adapted
 from surgery.operations.moments import remembered, states_of
 from surgery.operations.rollback import tensors_or_nothing
-from surgery.operations.seats import Average, check_seated, check_trained, seats
+from surgery.operations.seats import (
+    Average,
+    check_agreed,
+    check_seated,
+    check_trained,
+    check_whole,
+    seats,
+)
 
 __all__ = ["Recomposer", "Recomposition", "parameter_groups"]
 
@@ -61,11 +68,13 @@ class Recomposer:
     gradient accumulation. Importance is taken from the gradient of the loss: under a
     ``GradScaler`` call ``scaler.unscale_(optimizer)`` first, and clip gradients afterwards.
 
-    An adapter that visits target_rank directions has N = (target_rank - rank) / r' switches, one
-    every total_steps / N steps, at most one a step. The one that falls on the last step is left
-    out: it cannot change the function any more. At a switch the swapped pairs lose their gradient
-    and their optimizer state; nothing else does. Adam's step count stays, so their next update is
-    (1 - beta1) / sqrt(1 - beta2), about 3 times the learning rate.
+    An adapter has N = (target_rank - rank) / r' switches, one every total_steps / N steps, at most one a step.
+    The one that falls on the last step is left out: it cannot change the function any more. One without a
+    finite gradient since the switch before is left out too, with a warning. At a switch the swapped pairs
+    lose their gradient and their optimizer state; nothing else does. Adam's step count stays, so their next
+    update is (1 - beta1) / sqrt(1 - beta2), about 3 times the learning rate.
+
+    Every process of a distributed training makes one, with the same total_steps.
 
     Args:
         model: Carries the adapters; may be wrapped (DDP, torch.compile).
@@ -81,8 +90,8 @@ class Recomposer:
 
     Raises:
         StateError: If no adapter of the model recomposes, the optimizer does not train one of
-            them, an adapter is sharded (FSDP), total_steps is not positive, or an average is no copy of the
-            model.
+            them, an adapter is sharded (FSDP), total_steps is not positive, an average is no copy of the
+            model, or the processes of a training disagree.
     """
 
     def __init__(
@@ -93,7 +102,7 @@ class Recomposer:
         total_steps: int,
         averages: nn.Module | Iterable[nn.Module] = (),
     ) -> None:
-        if not isinstance(total_steps, int) or total_steps <= 0:
+        if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps <= 0:
             raise StateError(
                 f"total_steps {total_steps!r} is no number of steps",
                 remedy="pass the optimizer steps of the whole training: epochs * batches per epoch",
@@ -105,6 +114,12 @@ class Recomposer:
         check_trained(self._adapters, optimizer)
         every = [averages] if isinstance(averages, nn.Module) else averages
         self._averages = [Average.of(average, self._adapters) for average in every]
+        most = max(adapter.switches for adapter in self._adapters.values())
+        if most >= total_steps:
+            _LOG.warning(
+                "%d switches do not fit into %d steps: at most one a step", most, total_steps
+            )
+        check_agreed(model, (total_steps, [(n, a.switches) for n, a in self._adapters.items()]))
         self.history: list[Recomposition] = []
         self.steps = self.skipped = 0
         self._exhausted: set[str] = set()
@@ -124,6 +139,8 @@ class Recomposer:
                 were folded or taken out meanwhile.
         """
         check_seated(self._owners)
+        check_whole(self._adapters)
+        self._check_end()
         gradients = [
             grad for parameter in self._parameters() if (grad := parameter.grad) is not None
         ]
@@ -160,6 +177,14 @@ class Recomposer:
         self.steps, self.total_steps = int(state["steps"]), int(state["total_steps"])
         self.skipped, self._exhausted = int(state["skipped"]), set(state["exhausted"])
 
+    def _check_end(self) -> None:
+        if self.steps == self.total_steps:
+            _LOG.warning(
+                "step %d is beyond total_steps, and all switches are behind: is step() called once an "
+                "optimizer step?",
+                self.steps + 1,
+            )
+
     def _observe(self, gradients: list[Tensor]) -> None:
         if not torch.nn.utils.get_total_norm(gradients, float("inf")).isfinite():
             self.skipped += 1
@@ -179,7 +204,14 @@ class Recomposer:
     def _recompose(self, due: list[str]) -> Recomposition | None:
         places = {name: self._switch(name) for name in due}
         swapped = {name: len(pairs) for name, pairs in places.items()}
-        exhausted = {name for name, pairs in swapped.items() if pairs == 0} - self._exhausted
+        still = {name for name, pairs in swapped.items() if pairs == 0}
+        unseen = {name for name in still if self._adapters[name].switches_left}
+        exhausted = still - unseen - self._exhausted
+        if unseen:
+            _LOG.warning(
+                "step %d: no gradient was observed since the last switch, nothing moves on in %s",
+                self.steps + 1, ", ".join(sorted(unseen)),
+            )  # fmt: skip
         moved = [name for name in due if swapped[name]]
         for owner in dict.fromkeys(each[name] for each in self._all_owners() for name in moved):
             owner.refresh_base()
@@ -196,6 +228,8 @@ class Recomposer:
     def _switch(self, name: str) -> tuple[int, ...]:
         """Recompose one adapter, and forget gradient and optimizer state of the swapped pairs."""
         adapter = self._adapters[name]
+        if not adapter.scores().any():  # nothing tells the weak from the strong
+            return ()
         for average in self._averages:
             average.check(name, adapter)
         pairs = adapter.pairs().values()

@@ -47,4 +47,4 @@ class FrozenA(Adapter):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(s B, A)."""
-        return self.scaled(self.B), self.A
+        return self.scaled(self.B), self.A.to(self.B.dtype)  # FSDP2 may cast parameters alone

@@ -20,7 +20,7 @@ from surgery.adapters.symlora import (
     eigenvalues,
     symmetric_gains,
 )
-from surgery.adapters.widths import uncast
+from surgery.adapters.widths import exact_product, uncast
 from surgery.errors import PlanError
 
 
@@ -95,9 +95,10 @@ class Polar(SingularStart):
     def factors(self) -> tuple[Tensor, Tensor]:
         """(s R Q diag(L), Q^T), or (s Q diag(L), Q^T R) where out < in."""
         scaled = self.l * (self.step * self.scaling)
+        isometry = self.R.to(self.Q.dtype)  # FSDP2 may cast parameters alone
         if self.out_features >= self.in_features:
-            return (self.R @ self.Q) * scaled, self.Q.T
-        return self.Q * scaled, self.Q.T @ self.R
+            return (isometry @ self.Q) * scaled, self.Q.T
+        return self.Q * scaled, self.Q.T @ isometry
 
     def correction(self) -> tuple[Tensor, Tensor] | None:
         """The ledger of the singular start; None with the others."""
@@ -133,7 +134,7 @@ class Polar(SingularStart):
     def _decompose(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All singular triplets of the weight, which set R."""
         u, s, vh = svd.leading(weight.float(), min(weight.shape))
-        self.R.copy_(u @ vh)
+        self.R.copy_(exact_product(u, vh))
         return u, s, vh
 
 

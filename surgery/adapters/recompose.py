@@ -30,7 +30,7 @@ class Recomposed(SingularStart):
         **options: Those of the adapter that it is mixed into.
 
     Raises:
-        PlanError: If target_rank, gamma or a decay do not fit.
+        PlanError: If target_rank, gamma or a decay do not fit, or target_rank leaves no room for a switch.
     """
 
     cursor: Tensor
@@ -51,6 +51,8 @@ class Recomposed(SingularStart):
         self.target_rank = min(4 * self.rank, limit) if target_rank is None else target_rank
         _check(self.rank, self.target_rank, limit, gamma, beta1, beta2)
         self.swap = max(1, round(gamma * self.rank))
+        if target_rank is not None:
+            _check_room(self.rank, target_rank, self.swap)
         spare, device = self.target_rank - self.rank, self.ledger.B.device
         self.ledger = Ledger(in_features, out_features, self.rank + 2 * spare, device=device)
         self.importance = nn.ModuleDict()
@@ -143,6 +145,15 @@ class Recomposed(SingularStart):
     def _forget_scores(self) -> None:
         for name in self.pairs():
             self._importance(name).reset()
+
+
+def _check_room(rank: int, target_rank: int, swap: int) -> None:
+    if rank < target_rank < rank + swap:
+        raise PlanError(
+            f"target_rank {target_rank} leaves no room for a switch",
+            why=f"{swap} of {rank} pairs move on at a time, to directions that were not used",
+            remedy=f"choose at least {rank + swap}, a smaller gamma, or {rank}, which never switches",
+        )
 
 
 def _check(

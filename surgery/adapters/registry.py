@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from policies.errors import nearest
+from policies.errors import nearest, told_by
 from surgery.adapters.base import Adapter
 from surgery.errors import PolicyError
 
@@ -98,4 +98,12 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
 def _load_entry_points() -> None:
     for point in entry_points(group=GROUP):
         if point.name not in _KINDS:
-            register(point.name)(point.load())
+            try:
+                register(point.name)(point.load())
+            except Exception as error:  # somebody else's package can fail in any way
+                raise PolicyError(
+                    f"the adapter {point.name!r} of another package cannot be loaded",
+                    where=point.value,
+                    why=told_by(error),
+                    remedy="repair or remove the package that offers it",
+                ) from error

@@ -20,7 +20,8 @@ def leading(weight: Tensor, count: int) -> Triplets:
     Block Krylov iteration where the directions are few (:mod:`surgery.adapters.krylov`), a full
     decomposition where they are many, or where the iteration cannot vouch for them. Either way the span of the
     first j is within a principal angle of 1e-3 of the exact one for every j at which the spectrum has a
-    gap of a hundredth. Signs are fixed (the largest entry of each left vector is positive) and no
+    gap of a hundredth (down to a ten-thousandth of the largest value: below, float32 itself tells no directions
+    apart). Signs are fixed (the largest entry of each left vector is positive) and no
     randomness of the caller's enters, so equal weights start equal runs. The triplets of large weights are
     kept on the disk (:mod:`surgery.adapters.cache`).
 

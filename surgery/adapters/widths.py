@@ -21,6 +21,16 @@ def uncast() -> Iterator[None]:
         yield
 
 
+def exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right``, rounded once, however roughly the products of a training may be computed (TF32, bf16).
+
+    Summed in float64; Apple's accelerator has none, and no rougher products either.
+    """
+    if left.device.type == "mps":
+        return left @ right
+    return (left.double() @ right.double()).to(left.dtype)
+
+
 class KeepsType(nn.Module):
     """A module whose tensors move with their model, and keep their type when it is cast."""
 

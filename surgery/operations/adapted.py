@@ -73,7 +73,7 @@ class Adapted(nn.Module):
                 weight.copy_(corrected)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Write the original weight under the original key: what the base checkpoint holds.
+        """Write the original weight under the original key: what the base checkpoint holds, in the dtype it had.
 
         With ``keep_vars`` the caller wants the live parameters themselves.
         """
@@ -81,7 +81,7 @@ class Adapted(nn.Module):
         for name, graft in self.grafts():
             if graft.original is not None and not keep_vars:
                 live = destination[prefix + name]
-                destination[prefix + name] = graft.original.to(live, copy=True)
+                destination[prefix + name] = graft.original.to(live.device, copy=True)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
@@ -94,12 +94,15 @@ class Adapted(nn.Module):
             if incoming is None or incoming.shape != self.base(name).shape:
                 continue
             if graft.original is not None:
-                graft.original = self.base(name).detach().to("cpu", copy=True)
+                graft.original = incoming.detach().to("cpu", graft.original.dtype, copy=True)
                 # Assigned, it is the caller's own.
                 if self.base(name).data_ptr() == incoming.data_ptr():
                     self.base(name).data = incoming.detach().clone()
-            if not torch.equal(before[name], self.original(name)):
-                graft.read_base(self.original(name))
+            original = self.original(name)
+            if not (
+                original.is_meta or before[name].is_meta or torch.equal(before[name], original)
+            ):
+                graft.read_base(original)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and deepcopy rebuild the subclass, which no import can find."""

@@ -18,7 +18,8 @@ from surgery.operations.plan import Operation
 from surgery.operations.rows import has_matrix
 
 _ANEW = "make the plan for this model: surgery.plan(model, policy)"
-_PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_PLAIN_FORWARDS = (nn.Linear.forward, *(kind.forward for kind in _CONVOLUTIONS))
 
 
 def located(model: nn.Module, projection: Projection) -> tuple[nn.Module, nn.Parameter]:
@@ -181,6 +182,8 @@ def _forward_is_plain(owner: nn.Module, layout: Layout) -> bool:
     forward = type(owner).forward
     if layout is Layout.IN_OUT:
         return forward.__qualname__ == "Conv1D.forward"
+    if isinstance(owner, _CONVOLUTIONS) and any(owner._reversed_padding_repeated_twice):
+        return False  # its forward pads by reflection first
     return forward in _PLAIN_FORWARDS
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.adapters.base import Adapter
-from surgery.adapters.widths import uncast
+from surgery.adapters.widths import exact_product, uncast
 from surgery.anatomy.types import Access, Layout, Rows
 from surgery.operations.pairs import Span
 from surgery.operations.product import is_plain, product
@@ -178,7 +178,7 @@ class Graft(nn.ModuleDict):
             correction = adapter.correction()
             if correction is not None:
                 c, d = (factor.to(weight) for factor in correction)
-                parts.append((slot, c @ d))
+                parts.append((slot, exact_product(c, d)))
         if not parts:
             return weight
         return weight + as_weight(self._spread(parts, 0), self.layout, weight.shape)

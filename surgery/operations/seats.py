@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -88,6 +89,29 @@ class Average:
         adapter.switch(places.to(adapter.ledger.B.device))
 
 
+def check_agreed(model: nn.Module, schedule: object) -> None:
+    """Refuse a training whose processes would switch at different steps: one would undo what the other learns.
+
+    Every process of a distributed training calls it, DDP's own group where there is one.
+
+    Raises:
+        StateError: In every process, with the first two that differ.
+    """
+    group = getattr(model, "process_group", None)
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return
+    found: list[object] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, schedule, group)
+    other = next((rank for rank, one in enumerate(found) if one != found[0]), None)
+    if other is not None:
+        raise StateError(
+            "the processes disagree on when to recompose",
+            where=f"processes 0 and {other}",
+            why=f"total_steps and switches are {str(found[0])[:100]} and {str(found[other])[:100]}",
+            remedy="pass the same total_steps everywhere, that of the shortest share of the data",
+        )
+
+
 def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Optimizer) -> None:
     """Refuse what cannot recompose, and warn where weight decay would eat pretrained weight.
 
@@ -99,7 +123,12 @@ def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Opt
             "the model has no adapter that recomposes",
             remedy="apply a policy with adapter 'srlora', or train without a Recomposer",
         )
-    _check_whole(adapters)
+    check_whole(adapters)
+    if not hasattr(optimizer, "param_groups"):
+        raise StateError(
+            f"a {type(optimizer).__name__} is no optimizer",
+            remedy="pass the torch.optim.Optimizer that trains the adapters",
+        )
     decays = {
         id(p): group.get("weight_decay", 0)
         for group in optimizer.param_groups
@@ -114,7 +143,8 @@ def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Opt
                 why="its state could not be reset at a recomposition",
                 remedy="make the optimizer after surgery.apply, of surgery.parameter_groups(model)",
             )
-        if decay := max(decays[p] for p in own):
+    for name, adapter in adapters.items():
+        if decay := max(decays[id(p)] for p, _ in adapter.pairs().values()):
             _warn_of_decay(name, decay)
             return
 
@@ -143,7 +173,12 @@ def check_seated(owners: Mapping[str, nn.Module]) -> None:
         )
 
 
-def _check_whole(adapters: Mapping[str, Recomposed]) -> None:
+def check_whole(adapters: Mapping[str, Recomposed]) -> None:
+    """Refuse adapters of which a process sees a part.
+
+    Raises:
+        StateError: With the first one that is sharded.
+    """
     for name, adapter in adapters.items():
         sharded = next((p for p in adapter.parameters() if is_traceable_wrapper_subclass(p)), None)
         if sharded is not None:

@@ -68,3 +68,9 @@ def test_fsdp_trains_adapters_that_stay_put(folder: Path, alone: ModuleType) -> 
 def test_recomposition_under_fsdp_is_refused_on_every_rank(folder: Path) -> None:
     for rank in (0, 1):
         assert "train it under DDP" in (folder / f"refusal-{rank}.txt").read_text()
+
+
+def test_processes_with_other_schedules_are_refused_on_every_rank(folder: Path) -> None:
+    for rank in (0, 1):
+        said = (folder / f"disagreement-{rank}.txt").read_text()
+        assert "disagree" in said and "(6," in said and "(7," in said

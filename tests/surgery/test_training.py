@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from timm.optim import Lion
 from torch import nn
@@ -107,6 +107,8 @@ def assembled(graft):
     total=st.integers(1, 30),
 )
 def test_switches_are_spread_evenly_and_never_on_the_last_step(rank, spare, gamma, total):
+    swap = max(1, round(gamma * rank))
+    assume(spare == 0 or spare >= swap)
     linear = nn.Linear(12, 12)
     adapt(linear, "srlora", rank=rank, target_rank=rank + spare, gamma=gamma)
     model = nn.Sequential(linear)
@@ -115,7 +117,7 @@ def test_switches_are_spread_evenly_and_never_on_the_last_step(rank, spare, gamm
         model.zero_grad()
         model(torch.ones(1, 12)).sum().backward()
         recomposer.step()
-    switches = spare // max(1, round(gamma * rank))
+    switches = spare // swap
     due = {math.ceil(k * total / switches) for k in range(1, switches + 1)}
     assert [report.step for report in recomposer.history] == sorted(due - {total})
     assert all(not report.exhausted for report in recomposer.history)
@@ -328,8 +330,9 @@ def test_clipping_afterwards_changes_no_score_and_keeps_the_swapped_pairs_at_res
 def test_a_gradient_that_is_not_finite_never_reaches_scores_or_switch(value):
     """Also where a switch is due in that very step: it goes by the scores of before."""
     model = network()
-    recomposer = Recomposer(model, momentum(model), total_steps=3)
+    recomposer = Recomposer(model, momentum(model), total_steps=6)
     backward(model, 0)
+    assert recomposer.step() is None
     adapter = next(iter(adapters_of(model)))[1]
     adapter.B.grad[0, 0] = value
     assert recomposer.step() is not None
@@ -574,3 +577,84 @@ def test_every_recomposing_adapter_is_found_under_its_path():
     for name in report.swapped:
         assert isinstance(model.get_submodule(name), Recomposed)
     assert len(set(itertools.chain(report.swapped))) == 3
+
+
+def test_an_optimizer_of_some_adapters_is_refused_with_weight_decay_too():
+    model = network()
+    optimizer = torch.optim.AdamW(trainable(model[0]), weight_decay=0.01)
+    with pytest.raises(StateError, match="does not train an adapter") as error:
+        Recomposer(model, optimizer, total_steps=5)
+    assert error.value.where == "2.adapters.weight.query"
+
+
+def test_without_a_finite_gradient_nothing_moves_on(caplog):
+    model = network()
+    recomposer = Recomposer(model, momentum(model), total_steps=8)
+    before = copy.deepcopy(model.state_dict())
+    for step in range(4):
+        model.zero_grad()
+        backward(model, step)
+        if step < 3:
+            next(iter(adapters_of(model)))[1].A.grad[0, 0] = float("nan")
+        with caplog.at_level(logging.WARNING):
+            recomposer.step()
+        if step == 2:
+            assert "step 3: no gradient was observed" in caplog.text and not recomposer.history
+            assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+def test_steps_beyond_the_schedule_are_said_once(caplog):
+    model = network()
+    recomposer = Recomposer(model, momentum(model), total_steps=3)
+    for step in range(6):
+        model.zero_grad()
+        backward(model, step)
+        with caplog.at_level(logging.WARNING):
+            recomposer.step()
+    assert caplog.text.count("beyond total_steps") == 1 and "step 4 is" in caplog.text
+
+
+def test_more_switches_than_steps_are_said(caplog):
+    model = network(target_rank=10, rank=2)
+    with caplog.at_level(logging.WARNING):
+        Recomposer(model, momentum(model), total_steps=3)
+    assert "8 switches do not fit into 3 steps" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [*KINDS, "pissa"])
+def test_a_state_dict_of_a_model_that_was_cast_afterwards_is_the_same_model(kind, dtype):
+    one, other = ((network(kind) if kind in KINDS else pissas()).to(dtype) for _ in range(2))
+    with torch.no_grad():
+        for parameter in trainable(one):
+            parameter.mul_(1.25)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for ours, theirs in zip((one[0], one[2]), (other[0], other[2]), strict=True):
+        assert torch.equal(ours.base("weight"), theirs.base("weight"))
+        assert torch.equal(ours.original("weight"), theirs.original("weight"))
+
+
+def pissas():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 10))
+    for linear in (model[0], model[2]):
+        adapt(linear, "pissa", rank=4)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rough_products_of_a_training_leave_the_frozen_weight_exact(kind):
+    """On CPUs that know how, and on GPUs, "medium" is bfloat16 products; elsewhere it changes nothing."""
+    model = network(kind)
+    recomposer = Recomposer(model, adamw(model), total_steps=8)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        train(model, recomposer._optimizer, recomposer, range(8))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert recomposer.history
+    for module in (model[0], model[2]):
+        live = module.base("weight").detach().clone()
+        module.refresh_base()
+        assert torch.equal(module.base("weight"), live)

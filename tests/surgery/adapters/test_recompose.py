@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from surgery.adapters import get
@@ -38,6 +38,8 @@ def change(adapter):
     alpha=st.sampled_from([None, 3.0]),
 )
 def test_the_function_stays_over_every_switch(recomposed, trained, i, o, rank, gamma, alpha):
+    spare = min(i, o) - rank
+    assume(spare == 0 or spare >= round(gamma * rank))
     adapter = trained(recomposed, i, o, rank=rank, gamma=gamma, alpha=alpha, target_rank=min(i, o))
     for switch in range(adapter.switches):
         observe(adapter, switch)
@@ -168,3 +170,13 @@ def test_the_ledger_has_room_for_every_switch_and_no_more(recomposed):
 @pytest.mark.parametrize("decays", [{"beta1": 0.0}, {"beta2": 0.0}, {"beta1": 0.0, "beta2": 0.0}])
 def test_a_decay_of_zero_forgets_at_once_and_is_allowed(recomposed, decays):
     get(recomposed)(10, 12, rank=4, **decays)
+
+
+def test_a_target_rank_without_room_for_a_switch_is_refused(recomposed):
+    with pytest.raises(PlanError, match="no room for a switch") as caught:
+        get(recomposed)(20, 20, rank=8, target_rank=10)
+    assert "at least 12" in caught.value.remedy
+    assert get(recomposed)(20, 20, rank=8, target_rank=12).switches == 1
+    assert get(recomposed)(9, 20, rank=8).switches == 0, (
+        "by default there is as much room as there is"
+    )

@@ -108,5 +108,12 @@ def test_entry_points_of_other_packages_are_loaded_and_never_replace_ours(monkey
     assert get("lora") is LoRA
 
 
+def test_a_package_that_cannot_be_loaded_is_named(monkeypatch):
+    point = EntryPoint("broken", "no_such_package:Adapter", "model_surgery.adapters")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    with pytest.raises(PolicyError, match=r"broken(.|\n)*no_such_package"):
+        get("unheard-of")
+
+
 class Theirs(LoRA):
     pass

@@ -57,3 +57,15 @@ def test_a_start_does_not_depend_on_the_default_type(variant, weight_of, default
     for one, two in zip(plain.state_dict().values(), other.state_dict().values(), strict=True):
         assert one.dtype is two.dtype
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", ["frozen-a", "polar"])
+@pytest.mark.parametrize("shape", [(16, 12), (12, 16)])
+def test_factors_have_one_type_where_parameters_alone_are_cast(kind, shape):
+    """As FSDP2's MixedPrecisionPolicy does around a forward."""
+    adapter = get(kind)(*shape, rank=2)
+    adapter.start(torch.randn(shape[::-1]), torch.Generator().manual_seed(0))
+    for parameter in adapter.parameters():
+        parameter.data = parameter.data.bfloat16()
+    assert {factor.dtype for factor in adapter.factors()} == {torch.bfloat16}
+    adapter(torch.randn(3, shape[0], dtype=torch.bfloat16))

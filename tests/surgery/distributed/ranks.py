@@ -60,6 +60,12 @@ def main(folder: Path) -> None:
     net = network("srlora")
     switches = train(nn.parallel.DistributedDataParallel(net), True, rank, world)
     torch.save({"switches": switches, "state": net.state_dict()}, folder / f"ddp-{rank}.pt")
+    try:
+        net = network("srlora")
+        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+        Recomposer(net, optimizer, total_steps=STEPS + rank)
+    except surgery.StateError as error:
+        (folder / f"disagreement-{rank}.txt").write_text(str(error))
     net = sharded("symlora", world)
     train(net, False, rank, world)
     torch.save({name: whole(v) for name, v in net.state_dict().items()}, folder / f"fsdp-{rank}.pt")

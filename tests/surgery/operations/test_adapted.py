@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
+import surgery
 from policies.roles import Role
 from surgery import adapters
 from surgery.adapters import LoRA, PiSSA, SRLoRA
@@ -407,3 +408,34 @@ def test_slots_are_named_by_role() -> None:
     module = nn.Linear(4, 4)
     on(module, ((0, 4, 1),), Layout.OUT_IN, Access.MODULE, LoRA)
     assert [path for path, _ in adapters_of(nn.Sequential(module))] == ["0.adapters.weight.query"]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
+def test_a_convolution_that_pads_by_itself_is_adapted_by_its_weight(mode: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 2), nn.Conv2d(8, 8, 1, padding=1, padding_mode=mode), nn.Conv2d(8, 4, 1)
+    )
+    x = torch.randn(2, 3, 6, 6)
+    plain = model(x)
+    surgery.apply(model, {"select": [{"modules": ["1"]}]}, adapter="lora", rank=2, example_inputs=x)
+    torch.testing.assert_close(model(x), plain)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    adapted = model(x)
+    assert not torch.allclose(adapted, plain)
+    surgery.fold(model)
+    torch.testing.assert_close(model(x), adapted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_state_on_the_meta_device_is_loaded_without_values() -> None:
+    """As accelerate does with FSDP2 and ram-efficient loading."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
+    policy = {"select": [{"modules": ["0"]}], "adapter": {"kind": "lora", "rank": 2}}
+    surgery.apply(model, policy, example_inputs=torch.randn(2, 6))
+    state = model.state_dict()
+    model.to("meta").load_state_dict(state)
+    model.load_state_dict(state, assign=True)
+    assert torch.equal(model[0].base("weight"), state["0.weight"])
