@@ -42,12 +42,15 @@ class Recomposition:
         swapped: Adapter name -> number of pairs fused and born anew.
         exhausted: Adapters that had a switch due for the first time without directions left.
         places: Adapter name -> which pairs, in the order in which they took the next directions.
+        rounding: The most that a frozen weight is off, relative to its norm, for being rounded to its dtype: all that
+            a recomposition changes in what the model computes.
     """
 
     step: int
     swapped: dict[str, int]
     exhausted: tuple[str, ...] = ()
     places: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    rounding: float = 0.0
 
     @property
     def pairs(self) -> int:
@@ -56,6 +59,8 @@ class Recomposition:
 
     def __str__(self) -> str:
         text = f"step {self.step}: {self.pairs} pairs of {len(self.swapped)} adapters recomposed"
+        if self.swapped:
+            text += f", weights rounded by {self.rounding:.1e}"
         if self.exhausted:
             text += f"; no directions left in {', '.join(self.exhausted)}"
         return text
@@ -215,11 +220,13 @@ class Recomposer:
         moved = [name for name in due if swapped[name]]
         for owner in dict.fromkeys(each[name] for each in self._all_owners() for name in moved):
             owner.refresh_base()
+        corrected = dict.fromkeys(self._owners[name] for name in moved)
+        rounding = max((owner.rounding() for owner in corrected), default=0.0)
         self._exhausted |= exhausted
         done = {name: pairs for name, pairs in swapped.items() if pairs}
         if not done and not exhausted:
             return None
-        report = Recomposition(self.steps + 1, done, tuple(sorted(exhausted)), places)
+        report = Recomposition(self.steps + 1, done, tuple(sorted(exhausted)), places, rounding)
         self.history.append(report)
         _LOG.info("%s", report)
         return report

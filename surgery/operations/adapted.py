@@ -72,6 +72,18 @@ class Adapted(nn.Module):
             if corrected is not None:
                 weight.copy_(corrected)
 
+    @torch.no_grad()
+    def rounding(self) -> float:
+        """|weight - (original + corrections)| / |weight|, Frobenius, of the worst weight: what its dtype took."""
+        worst = 0.0
+        for name, graft in self.grafts():
+            weight = self.base(name)
+            wide = torch.float32 if weight.device.type == "mps" else torch.float64
+            exact = graft.corrected(wide, weight.device)
+            if exact is not None and (size := float(exact.norm())):
+                worst = max(worst, float((weight.to(exact) - exact).norm()) / size)
+        return worst
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Write the original weight under the original key: what the base checkpoint holds, in the dtype it had.
 

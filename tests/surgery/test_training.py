@@ -603,6 +603,20 @@ def test_without_a_finite_gradient_nothing_moves_on(caplog):
             assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"),
+    [(torch.float64, 0, 1e-15), (torch.float32, 1e-9, 1e-7), (torch.bfloat16, 5e-4, 4e-3)],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recomposition_says_what_rounding_took(kind, dtype, least, most):
+    model = network(kind, dtype)
+    recomposer = Recomposer(model, momentum(model), total_steps=4)
+    train(model, momentum(model), recomposer, range(4))
+    for report in recomposer.history:
+        assert least <= report.rounding <= most
+        assert f"weights rounded by {report.rounding:.1e}" in str(report)
+
+
 def test_steps_beyond_the_schedule_are_said_once(caplog):
     model = network()
     recomposer = Recomposer(model, momentum(model), total_steps=3)
