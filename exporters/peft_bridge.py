@@ -113,7 +113,7 @@ def _modules_to_save(model: nn.Module, record: Record) -> list[str]:
     changed = [*record.plan.trained_names, *record.moved(model)]
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
     adapted = {operation.projection.module for operation in record.plan.operations}
-    shared = _shared(model)
+    shared = shared_names(model)
     for name in changed:
         owner = name.rpartition(".")[0]
         if owner in adapted or not owner or list(model.get_submodule(owner).children()):
@@ -134,7 +134,7 @@ def _unsaved(name: str, why: str) -> ExportError:
     return ExportError("PEFT cannot carry all that trained", where=name, why=why, remedy=_REMEDY)
 
 
-def _shared(model: nn.Module) -> set[str]:
+def shared_names(model: nn.Module) -> set[str]:
     """Names of parameters that have another name as well."""
     found = list(model.named_parameters(remove_duplicate=False))
     times = Counter(id(parameter) for _, parameter in found)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.errors import ExportError
+from exporters.peft_bridge import shared_names
 from exporters.peft_checkpoint import PeftCheckpoint, read_peft
 from exporters.peft_match import Match, Names, PeftMatch, match
 from policies import Policy
@@ -75,7 +76,8 @@ def from_peft(
         adapter.load_state_dict({"A": a, "B": b})
 
     own = {**dict(target.named_parameters()), **dict(target.named_buffers())}
-    tied = next((ours for ours in matched.rest.values() if ours not in own), None)
+    shared = shared_names(target)
+    tied = next((ours for ours in matched.rest.values() if ours in shared), None)
     if tied is not None:
         raise ExportError(
             "the checkpoint brings a weight that the model shares with another",

@@ -283,3 +283,23 @@ def test_an_adapted_embedding_is_refused(tmp_path):
     peft.get_peft_model(Words(), config).save_pretrained(tmp_path)
     with pytest.raises(ExportError, match="adapts an embedding"):
         from_peft(Words(), tmp_path)
+
+
+def test_a_saved_weight_that_the_model_shares_is_refused_under_either_name(tmp_path):
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.inner = nn.Embedding(6, 6), nn.Linear(6, 6)
+            self.head = nn.Linear(6, 6, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.inner(self.words(tokens)))
+
+    for name in ("words", "head"):
+        config = peft.LoraConfig(r=2, target_modules=["inner"], modules_to_save=[name])
+        peft.get_peft_model(Shared(), config).save_pretrained(tmp_path / name)
+        model = Shared()
+        with pytest.raises(ExportError, match=r"shares with another|has 0 heads"):
+            from_peft(model, tmp_path / name)
+        assert "_surgery" not in model.__dict__
