@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from exporters.low_rank import by_weight, joined
 from exporters.preflight import check_destinations, make_folder
 from exporters.staging import stage
 from surgery.anatomy.types import Access, Layout
+from surgery.anatomy.wrappers import tied_names
 from surgery.atomic import write_tensors
 from surgery.operations.checks import weight_of
 from surgery.operations.plan import Operation, Plan
@@ -113,7 +115,7 @@ def _modules_to_save(model: nn.Module, record: Record) -> list[str]:
     changed = [*record.plan.trained_names, *record.moved(model)]
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
     adapted = {operation.projection.module for operation in record.plan.operations}
-    shared = shared_names(model)
+    shared = set(chain.from_iterable(tied_names(model)))
     for name in changed:
         owner = name.rpartition(".")[0]
         if owner in adapted or not owner or list(model.get_submodule(owner).children()):
@@ -132,13 +134,6 @@ def _modules_to_save(model: nn.Module, record: Record) -> list[str]:
 
 def _unsaved(name: str, why: str) -> ExportError:
     return ExportError("PEFT cannot carry all that trained", where=name, why=why, remedy=_REMEDY)
-
-
-def shared_names(model: nn.Module) -> set[str]:
-    """Names of parameters that have another name as well."""
-    found = list(model.named_parameters(remove_duplicate=False))
-    times = Counter(id(parameter) for _, parameter in found)
-    return {name for name, parameter in found if times[id(parameter)] > 1}
 
 
 def _ancestors(path: str) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from exporters.errors import ExportError
-from exporters.peft_bridge import shared_names
 from exporters.peft_checkpoint import PeftCheckpoint, read_peft
 from exporters.peft_match import Match, Names, PeftMatch, match
 from policies import Policy
@@ -19,6 +19,7 @@ from policies.schema import Selection
 from surgery.adapters.base import Adapter
 from surgery.adapters.lora import LoRA
 from surgery.anatomy.types import Anatomy
+from surgery.anatomy.wrappers import tied_names
 from surgery.operations.apply import graft
 from surgery.operations.checks import access_of
 from surgery.operations.plan import Operation, Plan
@@ -76,7 +77,7 @@ def from_peft(
         adapter.load_state_dict({"A": a, "B": b})
 
     own = {**dict(target.named_parameters()), **dict(target.named_buffers())}
-    shared = shared_names(target)
+    shared = set(chain.from_iterable(tied_names(target)))
     tied = next((ours for ours in matched.rest.values() if ours in shared), None)
     if tied is not None:
         raise ExportError(

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from exporters.errors import ExportError
 from exporters.external import read_graph
 from exporters.metadata import facts
@@ -87,20 +89,22 @@ def triton_repository(
     home = Path(folder) / title
     _check_home(home, version, render(fields), overwrite)
     with stage(Path(folder)) as aside:
-        _fill(aside.folder, source, version, fields, told.get("labels"))
+        _copy(source, aside.folder / str(version), model)
+        _fill(aside.folder, fields, told.get("labels"))
         _publish(aside.folder, home, version)
     return home
 
 
-def _fill(
-    place: Path, source: Path, version: int, fields: dict[str, Any], labels: list[str] | None
-) -> None:
-    inside = place / str(version)
+def _copy(source: Path, inside: Path, model: onnx.ModelProto) -> None:
+    """The file, and the weights that lie beside it: it names them, only its own name is free."""
     inside.mkdir()
     shutil.copyfile(source, inside / "model.onnx")
-    for location in _external(source):
-        # The file names its weights; only its own name is free.
+    entries = (e for t in model.graph.initializer for e in t.external_data)
+    for location in dict.fromkeys(e.value for e in entries if e.key == "location"):
         shutil.copyfile(source.parent / location, inside / location)
+
+
+def _fill(place: Path, fields: dict[str, Any], labels: list[str] | None) -> None:
     (place / CONFIG).write_text(render(fields), encoding="utf-8")
     (place / WARMUP).mkdir()
     for name, content in files(fields["model_warmup"]).items():
@@ -122,12 +126,6 @@ def _publish(place: Path, home: Path, version: int) -> None:
     if (home / str(version)).exists():
         os.replace(home / str(version), old)
     os.replace(place / str(version), home / str(version))
-
-
-def _external(source: Path) -> list[str]:
-    tensors = read_graph(source).graph.initializer
-    found = (e.value for t in tensors for e in t.external_data if e.key == "location")
-    return list(dict.fromkeys(found))
 
 
 def _facts(file: str | os.PathLike[str]) -> dict[str, Any]:

@@ -89,13 +89,14 @@ def perform(run: Run, folder: Path, device: str, replay: bool = True) -> dict[st
     with _quick_attention(kind):
         losses = _train(model, bench.parts.train, recipe, run, replay, rounding)
     with rounding():
-        accuracies = [_accuracy(model, part) for part in (bench.parts.validation, bench.parts.test)]
+        validation = _accuracy(model, bench.parts.validation)
+        test = _accuracy(model, bench.parts.test)
     return {
         **asdict(run),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "head": head if run.method != "full" else 0,
-        "validation": accuracies[0],
-        "test": accuracies[1],
+        "validation": validation,
+        "test": test,
         "losses": [round(loss, 4) for loss in losses.view(-1, LOSSES_OF).mean(1).tolist()],
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from itertools import chain
 
 from torch import Tensor, nn
@@ -35,6 +36,14 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
     """Every buffer by its own name."""
     return {own_name(name): buffer for name, buffer in model.named_buffers()}
+
+
+def tied_names(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several, as the model gives them."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 def refuse_inference_tensors(model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from policies.errors import nearest
 from policies.roles import Role
 from surgery.anatomy.types import Anatomy, Projection
+from surgery.anatomy.wrappers import tied_names
 from surgery.errors import PlanError
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
@@ -142,8 +142,5 @@ def _vocabulary_notes(anatomy: Anatomy) -> list[str]:
 def _tie_notes(model: nn.Module, trained: set[str]) -> list[str]:
     if not trained:
         return []
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names[id(parameter)].append(name)
-    tied = [group for group in names.values() if len(group) > 1 and group[0] in trained]
+    tied = [group for group in tied_names(model) if group[0] in trained]
     return [f"{group[0]} trains, and is also {', '.join(group[1:])}" for group in tied]

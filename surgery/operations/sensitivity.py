@@ -25,23 +25,25 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     Raises:
         StateError: If the batch is neither, or the model gives no loss.
     """
-    why = f"it is a {type(batch).__name__}, and {type(model).__name__} gives no .loss for it"
-    cause = None
     if isinstance(batch, Mapping):
         try:
             loss = getattr(model(**batch), "loss", None)
         except TypeError as error:  # a forward that takes no labels
-            why, cause = told_by(error), error
-        else:
-            if isinstance(loss, Tensor):
-                return loss
+            raise _no_loss(told_by(error)) from error
+        if isinstance(loss, Tensor):
+            return loss
     elif isinstance(batch, Sequence) and len(batch) == 2:
         return F.cross_entropy(model(batch[0]), batch[1])
-    raise StateError(
-        "no loss can be made from a batch",
-        why=why,
-        remedy="pass a mapping with labels, a pair (inputs, targets), or loss=lambda model, batch: ...",
-    ) from cause
+    raise _no_loss(
+        f"it is a {type(batch).__name__}, and {type(model).__name__} gives no .loss for it"
+    )
+
+
+def _no_loss(why: str) -> StateError:
+    remedy = (
+        "pass a mapping with labels, a pair (inputs, targets), or loss=lambda model, batch: ..."
+    )
+    return StateError("no loss can be made from a batch", why=why, remedy=remedy)
 
 
 def gradients(
