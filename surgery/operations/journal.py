@@ -35,7 +35,7 @@ class Journal:
             view.copy_(saved)
 
     def _room_for(self, view: Tensor) -> Tensor:
-        if view.device.type != "cpu":
+        if view.device.type != "cpu" or not view.numel():
             return torch.empty_like(view)
         size = view.numel() * view.element_size()
         if len(self._free) < size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from surgery.operations import journal
@@ -15,6 +15,7 @@ VIEWS = [lambda m: m, lambda m: m.t(), lambda m: m[::2], lambda m: m[:, 1:]]
 
 
 @settings(deadline=None)
+@example([(torch.float32, 1, 1, lambda m: m), (torch.float64, 1, 1, lambda m: m[:, 1:])], 1)
 @given(
     st.lists(
         st.tuples(
