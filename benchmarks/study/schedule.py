@@ -1,4 +1,4 @@
-"""All runs of a study: rates first, then the best rate's other seeds, spread over processes."""
+"""All runs of a study: rates first, then the other seeds of the best two rates, spread over processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from benchmarks.study.runs import Run, perform
 from surgery.atomic import replace_file
 
 FOLDER = RESULTS / "study"
+FINALISTS = 2
+"""Rates that are tried with every seed: which of two is the better one, a single seed tells by chance."""
 Record = dict[str, Any]
 
 
@@ -40,11 +42,12 @@ class Records:
     def missing(self, method: str, seeds: int) -> Iterator[Run]:
         """Runs without a record: every rate with seed 0, more rates while the best lies at an end, then seeds."""
         wanted = [self._run(method, rate, 0) for rate in METHODS[method].rates]
-        best, further = self.best_rate(method), self._further_rate(method)
+        further = self._further_rate(method)
         if further is not None:
             wanted.append(self._run(method, further, 0))
-        elif best is not None:
-            wanted += [self._run(method, best, seed) for seed in range(1, seeds)]
+        else:
+            pairs = product(self._finalists(method), range(1, seeds))
+            wanted += [self._run(method, rate, seed) for rate, seed in pairs]
         yield from (run for run in wanted if run not in self._found)
 
     def add(self, record: Record) -> None:
@@ -59,11 +62,15 @@ class Records:
         return {_run_of(record): record for record in map(json.loads, lines)}
 
     def best_rate(self, method: str) -> float | None:
-        """The rate whose run with seed 0 reads the most validation examples; None before all were tried."""
-        known = self._validations(method)
-        if not known.keys() >= set(METHODS[method].rates):
+        """Of the two rates that read most validation examples with seed 0, the better one on all seeds of both.
+
+        None before every rate was tried.
+        """
+        known = {rate: self._validations(method, rate) for rate in self._finalists(method)}
+        if not known:
             return None
-        return max(known, key=lambda rate: known[rate])
+        common = set.intersection(*(set(of_rate) for of_rate in known.values()))
+        return max(known, key=lambda rate: sum(known[rate][seed] for seed in common))
 
     def is_at_an_end(self, method: str) -> bool:
         """Whether the best rate is the smallest or the largest that was tried."""
@@ -71,18 +78,33 @@ class Records:
 
     def _further_rate(self, method: str) -> float | None:
         """What to try next if the best rate lies at an end: as far from it again as its neighbour is."""
-        rates, best = sorted(self._validations(method)), self.best_rate(method)
+        rates, best = sorted(self._first(method)), self.best_rate(method)
         if best is None or best not in (rates[0], rates[-1]):
             return None
         neighbour = rates[1] if best == rates[0] else rates[-2]
         return float(f"{best * best / neighbour:.3g}")
 
-    def _validations(self, method: str) -> dict[float, float]:
+    def _finalists(self, method: str) -> list[float]:
+        """The rates that read most validation examples with seed 0; none before all were tried."""
+        known = self._first(method)
+        if not known.keys() >= set(METHODS[method].rates):
+            return []
+        return sorted(known, key=lambda rate: known[rate], reverse=True)[:FINALISTS]
+
+    def _first(self, method: str) -> dict[float, float]:
         """What every rate that was tried reads on the validation examples, with seed 0."""
         return {
             run.rate: record["validation"]
             for run, record in self._found.items()
             if run == self._run(method, run.rate, 0)
+        }
+
+    def _validations(self, method: str, rate: float) -> dict[int, float]:
+        """What each seed reads on them at one rate."""
+        return {
+            run.seed: record["validation"]
+            for run, record in self._found.items()
+            if run == self._run(method, rate, run.seed)
         }
 
     def chosen(self, method: str) -> list[Record]:

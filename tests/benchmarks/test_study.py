@@ -31,19 +31,34 @@ def records(tmp_path: Path) -> Records:
     return Records("r8", 300, tmp_path)
 
 
-def test_seeds_are_wanted_once_every_rate_was_tried_and_the_best_is_chosen_on_validation(
+def test_seeds_of_the_best_two_rates_are_wanted_once_every_rate_was_tried(
     records: Records,
 ) -> None:
     rates = METHODS["lora"].rates
     assert [(run.rate, run.seed) for run in records.missing("lora", 3)] == [(r, 0) for r in rates]
     for number, rate in enumerate(rates):
         assert records.best_rate("lora") is None
-        records.add(record("lora", rate, 0, validation=0.9 if number == 1 else 0.5, test=1 - rate))
+        seen = {1: 0.9, 2: 0.8}.get(number, 0.5)
+        records.add(record("lora", rate, 0, validation=seen, test=1 - rate))
     assert records.best_rate("lora") == rates[1]
     assert [(run.rate, run.seed) for run in records.missing("lora", 3)] == [
         (rates[1], 1),
         (rates[1], 2),
+        (rates[2], 1),
+        (rates[2], 2),
     ]
+
+
+def test_the_rate_is_the_better_one_on_all_seeds_that_both_have(records: Records) -> None:
+    for rate, seen in zip(METHODS["lora"].rates, (0.1, 0.9, 0.8, 0.1, 0.1), strict=True):
+        records.add(record("lora", rate, 0, validation=seen))
+    lucky, steady = METHODS["lora"].rates[1:3]
+    records.add(record("lora", lucky, 1, validation=0.5))
+    assert records.best_rate("lora") == lucky, "the other has no such seed yet"
+    records.add(record("lora", steady, 1, validation=0.8, test=0.3))
+    assert records.best_rate("lora") == steady
+    records.add(record("lora", lucky, 2, validation=1.0))
+    assert [run["test"] for run in records.chosen("lora")] == [0.5, 0.3]
 
 
 def test_the_grid_grows_until_the_best_rate_lies_inside(records: Records) -> None:
@@ -53,7 +68,7 @@ def test_the_grid_grows_until_the_best_rate_lies_inside(records: Records) -> Non
     assert records.is_at_an_end("lora")
     records.add(record("lora", 0.016, 0, validation=0.0))
     assert records.best_rate("lora") == 0.008 and not records.is_at_an_end("lora")
-    assert [(run.rate, run.seed) for run in records.missing("lora", 2)] == [(0.008, 1)]
+    assert [(run.rate, run.seed) for run in records.missing("lora", 2)] == [(0.008, 1), (0.004, 1)]
 
 
 def test_the_grid_grows_downward_too(records: Records) -> None:
