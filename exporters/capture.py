@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from exporters.axes import BATCH
 from exporters.complex_numbers import write_real
-from exporters.edits import drop_unread
+from exporters.edits import drop_unread, placeholders
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, identifier
 from exporters.missing import work_out_missing
 from exporters.ranges import limits_of, told
 from exporters.respell import respell
+from exporters.towers import told_apart
 from exporters.tracing import spelled, trace
 from surgery.anatomy.graph import op_name
+
+_ENCODER = "torch's fast path of TransformerEncoder gives 0 for padding: the file, as any graph, other values"
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,10 @@ class Captured:
     """A program ready to become ONNX.
 
     Attributes:
-        program: Exported at batch 2, so that no size is mistaken for a constant 0 or 1.
+        program: Exported at batch 2 and no open size below, so that none is mistaken for a constant 1.
         inputs: What it was exported on; its axes are those that stayed dynamic.
         outputs: Name of each output tensor.
-        symbols: The graph's own symbol of each axis, ``{"s77": "batch"}``.
+        symbols: The axis behind each symbol of the graph, ``{"s77": "batch"}``, or the number that it is.
         limits: Smallest and largest size of each axis that the model accepts.
         notes: Axes that were asked for and that the model fixes, or sizes for which the graph does not hold.
     """
@@ -47,46 +51,54 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
 
     Raises:
         CaptureError: If the graph cannot be captured.
-        ExportError: If the model fixes its batch size, or returns no tensor.
+        ExportError: If the model fixes a size at 2 that was 1 in the example, or its batch size; if it returns
+            no tensor.
     """
-    if inputs.sizes.get(BATCH, 2) != 2:
-        inputs = inputs.resized({BATCH: 2}, keep=lambda name, value: True)
+    raised = _raised(inputs)
+    if raised:
+        inputs = inputs.resized(raised, keep=lambda name, value: True)
     traced = trace(model, inputs)
     program, inputs = traced.program, traced.inputs
     _tidy(program)
-    outputs = _output_names(program)
-    if not outputs:
-        raise ExportError(
-            f"{type(model).__name__} returns no tensor",
-            why="an ONNX graph returns tensors, and nothing else",
-            remedy="let forward return a tensor, or a tuple or mapping that holds some",
-        )
-    symbols, fixed = _symbols(program, inputs)
-    if BATCH in fixed:
-        raise ExportError(
-            f"{type(model).__name__} works at one batch size only",
-            why="its graph turns the batch size into a constant",
-            remedy="pass example_inputs= of the batch size to serve, and dynamic=False",
-        )
+    outputs = _output_names(program, model)
+    inputs = told_apart(program, inputs) if inputs.proposed else inputs
+    found, fixed = _symbols(program, inputs)
+    _check_open(model, [axis for axis in raised if axis in fixed])
+    symbols = {symbol: axis for symbol, axis in found.items() if axis not in fixed}
     limits = limits_of(program, symbols)
     notes = [
         *inputs.notes,
         *(f"{name} is no tensor: left out" for name in sorted(traced.left_out)),
         *(f"{axis} is fixed at {size}: the model allows no other" for axis, size in fixed.items()),
+        *(_ENCODER for module in model.modules() if isinstance(module, nn.TransformerEncoder)),
         *told(program, symbols, limits),
     ]
     axes = {
         name: {dim: axis for dim, axis in dims.items() if axis not in fixed}
         for name, dims in inputs.axes.items()
     }
+    # Where one input fixes a size, another of that name may have left it open.
+    closed = {symbol: str(fixed[axis]) for symbol, axis in found.items() if axis in fixed}
     return Captured(
-        program,
-        replace(inputs, axes=axes),
-        outputs,
-        symbols,
-        limits,
-        tuple(notes),
-    )
+        program, replace(inputs, axes=axes), outputs, symbols | closed, limits,
+        tuple(dict.fromkeys(notes)),
+    )  # fmt: skip
+
+
+def _raised(inputs: Inputs) -> dict[str, int]:
+    """Size 2 for the batch, and for what the user calls open and has at 1, which torch takes for a constant."""
+    named = not inputs.proposed
+    return {a: 2 for a, size in inputs.sizes.items() if a == BATCH or (named and size == 1)}
+
+
+def _check_open(model: nn.Module, fixed: Collection[str]) -> None:
+    """Refuse a graph that fixes a size which is not the example's."""
+    for axis in fixed:
+        raise ExportError(
+            f"{type(model).__name__} works at one {axis} size only",
+            why=f"its graph turns the {axis} size into a constant",
+            remedy="pass example_inputs= of the size to serve, and dynamic=False or a mapping without it",
+        )
 
 
 def _tidy(program: ExportedProgram) -> None:
@@ -101,12 +113,6 @@ def _tidy(program: ExportedProgram) -> None:
     respell(program.graph)
     work_out_missing(program)
     drop_unread(program.graph)
-
-
-def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:
-    """The graph's user inputs by name."""
-    names = set(program.graph_signature.user_inputs)
-    return {n.name: n for n in program.graph.nodes if n.op == "placeholder" and n.name in names}
 
 
 def _symbols(program: ExportedProgram, inputs: Inputs) -> tuple[dict[str, str], dict[str, int]]:
@@ -125,7 +131,7 @@ def _symbols(program: ExportedProgram, inputs: Inputs) -> tuple[dict[str, str], 
     return symbols, fixed
 
 
-def _output_names(program: ExportedProgram) -> tuple[str, ...]:
+def _output_names(program: ExportedProgram, model: nn.Module) -> tuple[str, ...]:
     """As the model calls them; one that has the name of an input gets another, as ONNX wants it."""
     taken = placeholders(program)
     specs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
@@ -136,4 +142,10 @@ def _output_names(program: ExportedProgram) -> tuple[str, ...]:
         for (path, _), spec in zip(paths, specs, strict=True)
         if isinstance(spec.arg, TensorArgument)
     ]
+    if not names:
+        raise ExportError(
+            f"{type(model).__name__} returns no tensor",
+            why="an ONNX graph returns tensors, and nothing else",
+            remedy="let forward return a tensor, or a tuple or mapping that holds some",
+        )
     return tuple(f"output_{name}" if identifier(name) in taken else name for name in names)

@@ -88,10 +88,8 @@ class DecoderStep(nn.Module):
         if self.padding == "none":
             return (mask == 0).any(1)
         if self.padding == "right":
-            # The number of tokens tells where the new ones go: one after another, the last at the end of a later piece.
-            new = mask[:, -length:]
-            later = mask.sum(1) > new.sum(1)
-            return (mask[:, 0] == 0) | _grows(new) | (later & (new == 0).any(1))
+            # The number of earlier tokens tells where the new ones go, one after another.
+            return (mask[:, 0] == 0) | _grows(mask[:, -length:])
         return _grows(1 - mask)
 
     def prompt(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 
-from exporters.capture import Captured, placeholders
+from exporters.capture import Captured
+from exporters.edits import placeholders
 from exporters.errors import ExportError
 from exporters.experts import hold_products, spell_out_products
 from exporters.inputs import identifier
@@ -65,12 +66,24 @@ def to_ir(captured: Captured) -> ir.Model:
             ) from error
     assert translated is not None
     translated.rename_axes(dict(captured.symbols))
+    _close_fixed(translated.model.graph)
     _name_inputs(translated.model.graph, captured)
     _adopt_constants(translated.model.graph)
     divide_by_roots(translated.model)
     spell_out_products(translated.model)
     clean(translated.model)
     return translated.model
+
+
+def _close_fixed(graph: ir.Graph) -> None:
+    """A dimension that the graph turned into a number is a symbol in torch's words, "12": any size would fit it."""
+    values = (
+        value for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs
+    )
+    for value in (*graph.inputs, *values):
+        for dim, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and str(size.value).isdecimal():
+                value.shape[dim] = int(str(size.value))
 
 
 def _name_inputs(graph: ir.Graph, captured: Captured) -> None:

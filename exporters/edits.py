@@ -1,4 +1,4 @@
-"""Small edits of a captured graph: a node more, unread ones less, a name for a constant."""
+"""A captured graph by hand: its inputs, a node more, unread ones less, a name for a constant."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses import FakeTensor
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.graph import op_name, writes
+
+
+def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:
+    """The graph's user inputs by name."""
+    names = set(program.graph_signature.user_inputs)
+    return {n.name: n for n in program.graph.nodes if n.op == "placeholder" and n.name in names}
 
 
 def drop_unread(graph: fx.Graph) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ def to_onnx(
         profile: For ``tensorrt``: smallest, most frequent and largest size of dynamic axes,
             ``{"batch": (1, 8, 32)}``; see :func:`exporters.profiles.complete` for the usual ones.
         portable: Whether to write a file of standard operators beside the fused one.
-        overwrite: Whether existing files may be replaced.
+        overwrite: Whether existing files may be replaced. What an earlier export to this path wrote and this
+            one does not (the portable file, weights, an adapter) is then removed.
         verify: Whether to verify. Leave it on.
         samples: Real inputs, as for ``example_inputs``, on which top-1 predictions must agree.
         labels: Name of each class, for the metadata.
@@ -125,7 +126,8 @@ def to_onnx(
     check_target(
         target, precision, runtime=bool(separate), cached=bool(cache), profile=bool(profile)
     )
-    check_destinations([*names.values(), *separate, about], overwrite)
+    family = _family(names[target])
+    check_destinations(family, overwrite)
     plain, learned = split(model) if separate else (plain_model(model), None)
     with kept_state(model):
         subject, inputs = _subject(plain.model, cache, example_inputs, dynamic)
@@ -149,7 +151,7 @@ def to_onnx(
             )
             if report.passed:
                 card.write(aside.folder, report, maker.facts, plain.model)
-            _hand_over(report, aside)
+            _hand_over(report, aside, family)
         return report
 
 
@@ -205,7 +207,18 @@ def _names(path: Path, target: Target, portable: bool) -> dict[Target, Path]:
         )
     if not portable or target == PORTABLE:
         return {target: path}
-    return {target: path, PORTABLE: path.with_suffix(f".portable{path.suffix}")}
+    return {target: path, PORTABLE: _portable(path)}
+
+
+def _portable(path: Path) -> Path:
+    return path.with_suffix(f".portable{path.suffix}")
+
+
+def _family(path: Path) -> list[Path]:
+    """Whatever an export to this path may write: what is there of an earlier one would not belong to the new file."""
+    models = (path, _portable(path))
+    weights = [model.with_name(f"{model.name}.data") for model in models]
+    return [*models, *weights, path.with_suffix(SUFFIX), path.with_suffix(card.SUFFIX)]
 
 
 def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[Path]:
@@ -221,10 +234,10 @@ def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[
     return [path.with_suffix(SUFFIX)]
 
 
-def _hand_over(report: ExportReport, aside: Stage) -> None:
+def _hand_over(report: ExportReport, aside: Stage, family: Collection[Path]) -> None:
     """Publish every file, or keep the rejected ones beside under another name and raise."""
     if report.passed:
-        aside.publish()
+        aside.publish(family)
         return
     failed = [file for file in report.files if not file.passed]
     kept = [aside.reject(file.path.name, report.to_dict()) for file in failed]

@@ -75,10 +75,12 @@ class Generated:
         return Found([row for row, _ in found], float(agrees.mean()))
 
     def _batches(self) -> Iterator[_Batch]:
-        """Each prompt alone, one of them in two pieces; all at once, padded where they may be."""
+        """Each prompt alone, one of them in two pieces; all at once, padded where they may be; two token by token."""
         for continuation in self.continuations:
             yield _Batch((continuation, continuation))
         yield _Batch(self.continuations[:1], pieces=2)
+        if self.step.padding in {"either", "right"}:
+            yield _Batch(self.continuations[:2], pieces=max(_LENGTHS))
         for chosen in (self.continuations[:2], self.continuations):
             if self.step.padding in {"either", "right"}:
                 yield _Batch(chosen)
@@ -129,7 +131,7 @@ class _Batch:
         """Real tokens only: what stands at a padded place means nothing."""
         expected = []
         for kept, row in zip(mask, self.rows, strict=True):
-            # Rows of a batch are fed at once, a lone row perhaps in pieces.
+            # Rows padded on the left are fed at once, others perhaps in pieces.
             start = fed if number is None else row.length + number
             chosen = slice(start, start + int(kept.sum()))
             expected.append(row.logits[chosen])

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from exporters.axes import BATCH, Axes, check_axes, usual_axes
 from exporters.errors import ExportError
+from exporters.padding import MASK, is_mask, ragged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 
-MASK = "mask"
 _SPELLED = 16
 
 Choice = Callable[[str, Tensor], bool]
@@ -31,12 +31,14 @@ class Inputs:
         constants: What is baked into the graph (flags, None).
         axes: The dynamic dimensions of the tensors.
         notes: Axes that could have been dynamic, and why they are not.
+        proposed: Whether the names of the axes are ours, and not the user's.
     """
 
     tensors: dict[str, Tensor]
     constants: dict[str, Any]
     axes: Axes
     notes: tuple[str, ...] = ()
+    proposed: bool = False
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -64,8 +66,9 @@ class Inputs:
         """Fresh inputs of the same kind at other sizes.
 
         Every value is drawn from the values of the same input here, so that ids stay in the
-        vocabulary and pixels in their range. Padding masks become ragged, in the sense that they have
-        here; any other mask keeps its values, for one that is drawn may hide all there is.
+        vocabulary and pixels in their range; where it is one number everywhere, from there to 1 more.
+        Padding masks become ragged, in the sense that they have here; any other mask keeps its
+        values, for one that is drawn may hide all there is.
 
         Args:
             sizes: New size of each axis that changes.
@@ -82,7 +85,7 @@ class Inputs:
             if keep(name, value):
                 made[name] = _repeat(value, shape)
             elif self.pads(name):
-                made[name] = _ragged(shape, value)
+                made[name] = ragged(shape, value)
             elif MASK in name:
                 made[name] = _repeat(value, shape)
             else:
@@ -121,11 +124,12 @@ class Inputs:
             f"{name} is fixed at {_spelled(value)}: the graph follows from it"
             for name, value in constants.items()
         ]
-        return Inputs(
-            {name: value for name, value in self.tensors.items() if name not in constants},
-            {**self.constants, **constants},
-            {name: axes for name, axes in self.axes.items() if name not in constants},
-            (*self.notes, *notes),
+        return replace(
+            self,
+            tensors={n: value for n, value in self.tensors.items() if n not in constants},
+            constants={**self.constants, **constants},
+            axes={name: axes for name, axes in self.axes.items() if name not in constants},
+            notes=(*self.notes, *notes),
         )
 
     def on(self, device: torch.device, floats: torch.dtype) -> Inputs:
@@ -170,17 +174,13 @@ def collect(
     _check_values(tensors, option)
     axes, notes = usual_axes(tensors) if dynamic is True else (dict(dynamic or {}), ())
     check_axes(tensors, axes)
-    return Inputs(tensors, constants, axes, notes)
+    told = (*notes, *_of_one_value(tensors))
+    return Inputs(tensors, constants, axes, told, proposed=dynamic is True)
 
 
 def identifier(name: str) -> str:
     """The name of an input in Python, ``past_key_values_0_key`` for ``past_key_values.0.key``."""
     return name.replace(".", "_")
-
-
-def is_mask(name: str, value: Tensor) -> bool:
-    """Whether this may be a padding mask: by its name, with two dimensions, of whole numbers."""
-    return MASK in name and value.ndim == 2 and not value.is_floating_point()
 
 
 def _words(option: str) -> str:
@@ -216,6 +216,27 @@ def _check_values(tensors: Mapping[str, Tensor], option: str) -> None:
             )
 
 
+def is_one_number(value: Tensor) -> bool:
+    """Whether a floating point input is the same everywhere, zeros for example: nothing would show on it."""
+    return (
+        value.is_floating_point()
+        and value.numel() > 0
+        and bool((value == value.flatten()[0]).all())
+    )
+
+
+def _of_one_value(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """What verification cannot take from the example, and whether it knows better."""
+    for number, (name, value) in enumerate(tensors.items()):
+        first = value.flatten()[0].item() if value.numel() > 1 else None
+        if first is None or MASK in name:
+            continue
+        if is_one_number(value):
+            yield f"{name} is {first:g} everywhere: verified on random numbers from there to 1 more"
+        elif number == 0 and bool((value == first).all()):
+            yield f"{name} is {first} everywhere: verification saw no other value of it"
+
+
 def _spelled(value: Tensor) -> str:
     if value.numel() <= _SPELLED:
         return str(value.tolist())
@@ -226,6 +247,10 @@ def _draw(value: Tensor, shape: list[int], generator: torch.Generator) -> Tensor
     values = value.detach().cpu().flatten()
     if not len(values):
         return value.new_empty(shape)
+    if is_one_number(values):
+        return (values[0] + torch.rand(shape, generator=generator, dtype=value.dtype)).to(
+            value.device
+        )
     chosen = torch.randint(len(values), shape, generator=generator)
     return values[chosen].to(value.device)
 
@@ -236,29 +261,3 @@ def _repeat(value: Tensor, shape: list[int]) -> Tensor:
         length = value.shape[dim]
         value = value.index_select(dim, index.clamp(max=length - 1) if dim else index % length)
     return value
-
-
-def _ragged(shape: list[int], value: Tensor) -> Tensor:
-    """Row 0 keeps all its tokens, each further row a third less, and at least one."""
-    batch, length = shape
-    lengths = torch.tensor([max(1, length - row * length // 3) for row in range(batch)])
-    mask = torch.arange(length)[None, :] < lengths[:, None]
-    return as_padding(mask, value)
-
-
-def as_padding(seen: Tensor, like: Tensor) -> Tensor:
-    """Where there are tokens, (batch, sequence), as a padding mask of the kind and in the sense of ``like``."""
-    return (seen.to(like.device) == token_of(like)).to(like.dtype)
-
-
-def token_of(value: Tensor) -> bool:
-    """What a padding mask holds where there is a token: transformers' 1, torch's False.
-
-    Whole numbers are 1 where there is a token, if any is; of booleans it is what fills whole rows, none of
-    which is all padding, or what there is more of.
-    """
-    kept = value.bool()
-    if value.dtype is not torch.bool:
-        return bool(kept.any())
-    rows = kept[(kept == kept[:, :1]).all(1)]
-    return bool((rows if len(rows) else kept).float().mean() >= 0.5)

@@ -15,7 +15,8 @@ from exporters.learned import Learned
 from exporters.metadata import of_file
 from exporters.parity import Reference
 from exporters.precision import TOLERANCES, Precision, lower
-from exporters.profiles import Profile, complete, described, provider_options
+from exporters.profiles import Profile, complete, in_words, provider_options
+from exporters.ranges import described
 from exporters.recipe import PROVIDERS, Target
 from exporters.report import FileReport
 from exporters.runtime import (
@@ -72,7 +73,8 @@ class Maker:
         self.notes.extend(notes)
         convert.save(translated, staged)
         options = self._best_options(staged, target)
-        about = of_file(self.facts, options, target, self.precision, convert.OPSET)
+        axes = described(self.captured.limits, self.captured.inputs.sizes)
+        about = of_file(self.facts, options, target, self.precision, convert.OPSET, axes)
         convert.describe(staged, about)
         found = None
         if self.truth is not None:
@@ -96,7 +98,7 @@ class Maker:
         options = SessionOptions(PROVIDERS[target])
         if target == "tensorrt":
             profile = complete(self.captured, self.profile)
-            self.notes.append(f"engines are built for {described(profile)}")
+            self.notes.append(f"engines are built for {in_words(profile)}")
             told = provider_options(self.captured.inputs, profile, self.precision)
             return replace(options, provider_options=told)
         return self._exact(options) if target == "cuda" else _best_on_cpu(path, options)

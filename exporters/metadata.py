@@ -25,7 +25,7 @@ PREFIX = "model_surgery."
 _OWN = frozenset(
     {
         "model", "versions", "labels", "preprocessing", "tokenizer", "policies", "adapters",
-        "adapter_base", "fingerprint", "target", "precision", "opset", "session_options",
+        "adapter_base", "fingerprint", "target", "precision", "opset", "axes", "session_options",
     }
 )  # fmt: skip
 _LIBRARIES = ("model-surgery", "torch", "onnx", "onnxscript", "onnxruntime", "timm", "transformers")
@@ -92,10 +92,15 @@ def qualified_name(model: nn.Module) -> str:
 
 
 def of_file(
-    facts: Mapping[str, str], options: SessionOptions, target: str, precision: str, opset: int
+    facts: Mapping[str, str],
+    options: SessionOptions,
+    target: str,
+    precision: str,
+    opset: int,
+    axes: Mapping[str, Any],
 ) -> dict[str, str]:
-    """The metadata of one file: the model's, what this file is, and how it is best opened."""
-    own = {"target": target, "precision": precision, "opset": opset}
+    """The metadata of one file: the model's, what this file is, the sizes it holds for, and how it is best opened."""
+    own = {"target": target, "precision": precision, "opset": opset, "axes": axes}
     own_json = {PREFIX + key: json.dumps(value) for key, value in own.items()}
     return {**facts, **own_json, OPTIONS_KEY: json.dumps(options.to_dict())}
 

@@ -37,7 +37,8 @@ class ParityRow:
     Attributes:
         output: Its name.
         sizes: Size of each dynamic axis.
-        error: max|difference| / max|reference|; NaN if the values are not comparable.
+        error: max|difference| / max|reference|, of finite values; NaN if there is nothing to compare: another
+            shape, a NaN, an infinity on one side alone.
         tolerance: The error that always passes.
         rounding: What the model's own rounding lets pass, where that was asked for.
     """
@@ -167,7 +168,7 @@ def compare(
 
 
 def _left_open(truth: Truth, output: int, expected: Array) -> float:
-    largest = float(np.abs(expected).max(initial=0))
+    largest = _largest(expected)
     return min(_SLACK * truth.open[output] / largest, _MOST) if largest else 0.0
 
 
@@ -181,13 +182,22 @@ def top1_agreement(call: Call, truth: Truth) -> float | None:
 
 
 def relative_error(expected: Array, found: Array) -> float:
-    """max|difference| / max|reference|; NaN for other shapes and for values that are not finite."""
+    """max|difference| / max|reference| of finite values; NaN for other shapes, NaN, and infinity on one side alone."""
     if expected.shape != found.shape:
         return math.nan
     expected, found = expected.astype(np.float64), found.astype(np.float64)
-    largest = float(np.abs(expected).max(initial=0))
-    difference = float(np.abs(expected - found).max(initial=0))
+    same = np.isinf(expected) & (expected == found)
+    largest = _largest(expected)
+    difference = float(
+        np.abs(np.where(same, 0, expected) - np.where(same, 0, found)).max(initial=0)
+    )
+    if not math.isfinite(difference):
+        return math.nan
     return difference / largest if largest else difference
+
+
+def _largest(values: Array) -> float:
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0))
 
 
 def _shapes(inputs: Inputs) -> str:

@@ -59,10 +59,16 @@ def to_peft(
     Raises:
         StateError: If nothing is applied to the model.
         ExportError: If PEFT has no words for it: a weight that is read past its module, a bare
-            parameter that trained; or if the files cannot be written.
+            parameter that trained, no adapter at all; or if the files cannot be written.
     """
     target, record = adapted_model(model, "save")
     path = Path(folder)
+    if not record.plan.operations:
+        raise ExportError(
+            "PEFT has no checkpoint without an adapter",
+            why="nothing but whole parameters trained, and its LoRA wants at least one projection",
+            remedy="keep them with surgery.save, or save the model's own state dict",
+        )
     tensors, ranks = _factors(target, record.plan)
     modules = _modules_to_save(target, record)
     parameters = {**dict(target.named_parameters()), **dict(target.named_buffers())}

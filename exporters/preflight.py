@@ -40,12 +40,12 @@ def check_destinations(files: list[Path], overwrite: bool) -> None:
         try:
             path.lstat()
         except (FileNotFoundError, NotADirectoryError):
-            pass  # the folder is looked at below
+            continue  # the folder is looked at below
         except (OSError, ValueError) as error:  # a name that is too long, a null byte in it
             raise _unwritable(path, str(getattr(error, "strerror", None) or error)) from error
         if path.is_dir():
             raise _unwritable(path, "it is a directory")
-        if path.exists() and not overwrite:
+        if not overwrite:
             raise ExportError(
                 "the file exists already",
                 where=str(path),
@@ -69,7 +69,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what is no module, a model in train mode, and weights that are not finite.
+    """Refuse what is no module, TorchScript, a model in train mode, and weights that are not there or not finite.
 
     Raises:
         ExportError: Naming the first module or weight at fault.
@@ -80,6 +80,12 @@ def check_model(model: nn.Module) -> None:
             why="to_onnx takes a torch.nn.Module",
             remedy="pass the model itself, in eval mode",
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ExportError(
+            f"{type(model).__name__} is TorchScript",
+            why="torch.export follows Python code, and a scripted or traced model has none left",
+            remedy="pass the model that torch.jit.script or torch.jit.trace was given",
+        )
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
         raise ExportError(
@@ -89,6 +95,13 @@ def check_model(model: nn.Module) -> None:
             remedy="call model.eval() first",
         )
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ExportError(
+                "the model has no weights",
+                where=name,
+                why="it is on the meta device, which keeps shapes alone",
+                remedy="load its weights first, or build it on the CPU",
+            )
         if parameter.is_floating_point() and not torch.isfinite(parameter).all():
             raise _not_finite(name, parameter)
     for name, buffer in model.named_buffers():

@@ -13,12 +13,16 @@ from exporters.axes import BATCH, SEQUENCE
 from exporters.capture import Captured
 from exporters.eager import Case, outputs_of
 from exporters.errors import ExportError
-from exporters.inputs import Choice, Inputs, as_padding, is_mask, token_of
+from exporters.inputs import Choice, Inputs
+from exporters.padding import as_padding, is_mask, token_of
 from surgery.errors import told_by
 
 BATCHES = (1, 2, 5)
-_LONGER = 3
+_LONGER, _SMALL = 3, 2
+"""So much longer is the second length; of so small a size it is not known whether the example had 1."""
 
+Turns = tuple[int, ...]
+"""Sizes of an axis, to be tried in turn until the model takes one."""
 
 _KEEP: tuple[Choice, ...] = (
     lambda name, value: False,
@@ -41,8 +45,9 @@ def probes(captured: Captured) -> Iterator[list[Inputs]]:
         axis: _choices(axis, size, captured.limits[axis]) for axis, size in inputs.sizes.items()
     }
     for seed, chosen in enumerate(product(*choices.values())):
-        sizes = dict(zip(choices, chosen, strict=True))
-        yield [inputs.resized(sizes, seed, keep) for keep in _KEEP]
+        turns = (_at(turn, chosen) for turn in range(max(map(len, chosen), default=1)))
+        each = [dict(zip(choices, sizes, strict=True)) for sizes in turns]
+        yield [inputs.resized(sizes, seed, keep) for sizes in each for keep in _KEEP]
 
 
 def first_taken(model: nn.Module, tries: list[Inputs], given: Inputs) -> Case:
@@ -107,19 +112,27 @@ def first_finite(model: nn.Module, tries: Iterator[Inputs]) -> Iterator[Case]:
             outputs = outputs_of(model, inputs)
         except Exception:  # whatever the model raises for padding it cannot take
             continue
-        if all(np.isfinite(output).all() for output in outputs):
+        if not any(np.isnan(output).any() for output in outputs):
             yield inputs, outputs
             return
 
 
-def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[int, ...]:
+def _at(turn: int, chosen: tuple[Turns, ...]) -> tuple[int, ...]:
+    return tuple(turns[min(turn, len(turns) - 1)] for turns in chosen)
+
+
+def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[Turns, ...]:
     """Sizes to be tried, all of them within the limits."""
     lower, upper = limits
     if axis.endswith(BATCH):
-        return tuple(dict.fromkeys(min(max(batch, lower), upper) for batch in BATCHES))
-    if not axis.endswith(SEQUENCE):
-        # An image of twice the size divides into patches and strides as this one does.
-        return (size, 2 * size) if 2 * size <= upper else (size,)
-    least = max(lower, 2)
-    others = (size + _LONGER, size - _LONGER, upper, least)
-    return (size, *[other for other in others if least <= other <= upper and other != size][:1])
+        batches = dict.fromkeys(min(max(batch, lower), upper) for batch in BATCHES)
+        return tuple((batch,) for batch in batches)
+    if axis.endswith(SEQUENCE):
+        least = max(lower, 2)
+        others = (size + _LONGER, size - _LONGER, upper, least)
+        found = [other for other in others if least <= other <= upper and other != size][:1]
+    else:
+        # An image of twice the size divides into patches and strides as this one does, and so does half of it.
+        found = [n for n in (min(2 * size, upper), size // 2) if lower <= n != size]
+    smallest: tuple[Turns, ...] = ((1, size),) if lower <= 1 < size <= _SMALL else ()
+    return ((size,), *([tuple(found)] if found else []), *smallest)

@@ -52,7 +52,7 @@ def provider_options(inputs: Inputs, profile: Profile, precision: Precision) -> 
     return words
 
 
-def described(profile: Profile) -> str:
+def in_words(profile: Profile) -> str:
     """The profile in words."""
     axes = (
         f"{axis} {low} to {high}, best at {best}" for axis, (low, best, high) in profile.items()

@@ -41,6 +41,15 @@ def limits_of(program: ExportedProgram, symbols: Mapping[str, str]) -> dict[str,
     return limits
 
 
+def described(limits: Limits, sizes: Mapping[str, int]) -> dict[str, dict[str, int | None]]:
+    """The limits as plain data, for whoever serves the file, with the sizes of the example; most is None for any."""
+    return {
+        axis: {"least": least, "most": most if most < _UNBOUNDED else None, "example": sizes[axis]}
+        for axis, (least, most) in limits.items()
+        if axis not in _STEP
+    }
+
+
 def told(program: ExportedProgram, symbols: Mapping[str, str], limits: Limits) -> Iterator[str]:
     """What a reader should know of sizes for which the graph does not hold."""
     for axis, (lower, upper) in limits.items():

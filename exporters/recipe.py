@@ -95,11 +95,14 @@ def recipe_for(target: Target, precision: Precision, model: nn.Module) -> Recipe
 def check_target(
     target: Target, precision: Precision, *, runtime: bool, cached: bool, profile: bool
 ) -> None:
-    """Refuse what an engine of TensorRT cannot hold, and a profile that nothing else reads.
+    """Refuse int8 beyond CPUs, what an engine of TensorRT cannot hold, and a profile that nothing else reads.
 
     Raises:
         ExportError: With the reason.
     """
+    if target == "cuda" and precision == "int8":
+        why = "ONNX Runtime has products that are quantised dynamically for CPUs alone, and copies there and back"
+        raise _does_not_go("int8 and CUDA", why, "pass precision='fp16', or target='cpu'")
     if target != "tensorrt":
         if profile:
             why = "only engines of TensorRT are built for sizes"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from operator import getitem
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class Rewriter:
 
     def fused(
         self,
-        operator: tuple[str, str],
+        kind: tuple[str, str],
         inputs: Sequence[fx.Node | None],
         attributes: Mapping[str, Any],
         shape: Sequence[Size],
@@ -68,7 +68,7 @@ class Rewriter:
         """Call an operator of ONNX Runtime here; trailing inputs that are None are left out.
 
         Args:
-            operator: Domain and type.
+            kind: Domain and type.
             inputs: In the operator's own order.
             attributes: Likewise, by name.
             shape: Of its one float32 output.
@@ -78,7 +78,7 @@ class Rewriter:
             given.pop()
         return self.node(
             torch.onnx.ops.symbolic,
-            "::".join(operator),
+            "::".join(kind),
             given,
             dict(attributes),
             dtype=torch.float32,
@@ -88,7 +88,7 @@ class Rewriter:
 
     def fused_all(
         self,
-        operator: tuple[str, str],
+        kind: tuple[str, str],
         inputs: Sequence[fx.Node | None],
         attributes: Mapping[str, Any],
         shapes: Sequence[Sequence[Size]],
@@ -99,22 +99,29 @@ class Rewriter:
             given.pop()
         made = self.node(
             torch.onnx.ops.symbolic_multi_out,
-            "::".join(operator),
+            "::".join(kind),
             given,
             dict(attributes),
             dtypes=[torch.float32] * len(shapes),
             shapes=[list(shape) for shape in shapes],
             version=1,
         )
-        return [self.node(getitem, made, i) for i in range(len(shapes))]
+        return [self.node(operator.getitem, made, i) for i in range(len(shapes))]
 
-    def counted(self, tokens: fx.Node) -> tuple[fx.Node, fx.Node]:
-        """Index of each row's last token, counted in the padding mask, and the mask's length; int32."""
+    def counted(self, tokens: fx.Node, length: Size) -> tuple[fx.Node, fx.Node]:
+        """Where each row's last new key goes, and the padding mask's length; int32.
+
+        The ``length`` new ones follow the tokens that the mask counts before them. Padding among them stands
+        behind, where nobody looks, and the next tokens take its place.
+        """
 
         def make() -> tuple[fx.Node, fx.Node]:
-            count = self.node(aten.sum.dim_IntList, tokens, [1])
-            last = self.node(aten.sub.Tensor, count, 1)
-            return self._int32(last), self._scalar(self.node(aten.sym_size.int, tokens, 1))
+            total = self.node(aten.sym_size.int, tokens, 1)
+            before = self.node(operator.sub, total, length)
+            old = self.node(aten.slice.Tensor, tokens, 1, 0, before)
+            count = self.node(aten.sum.dim_IntList, old, [1])
+            last = self.node(aten.add.Tensor, count, self.node(operator.sub, length, 1))
+            return self._int32(last), self._scalar(total)
 
         return self._first(tokens, make)
 
@@ -217,9 +224,12 @@ class Rewriter:
         self.program.graph_module.recompile()
 
     def _as_addend(self, mask: fx.Node) -> fx.Node:
-        if mask.meta["val"].dtype is not torch.bool:
+        dtype = mask.meta["val"].dtype
+        if dtype is torch.float32:
             return mask
         kept = self.node(aten._to_copy.default, mask, dtype=torch.float32)
+        if dtype is not torch.bool:
+            return kept
         hidden = self.node(aten.sub.Tensor, kept, 1)
         return self.node(aten.mul.Tensor, hidden, torch.finfo(torch.float32).max)
 

@@ -51,6 +51,14 @@ class SessionOptions:
     disabled_optimizers: tuple[str, ...] = ()
     provider_options: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.providers or isinstance(self.providers, str):
+            raise ExportError(
+                "session options without an execution provider",
+                where=f"providers={self.providers!r}",
+                remedy=f"pass a tuple with one at least: SessionOptions(({CPU!r},))",
+            )
+
     def told(self) -> list[str | tuple[str, dict[str, str]]]:
         """The providers as ONNX Runtime takes them: names, the first with what it is told, if that is anything."""
         first, *others = self.providers
@@ -104,16 +112,16 @@ def open_session(
         save_optimized: Where to write the graph as ONNX Runtime rewrote it.
 
     Raises:
-        ExportError: If the first provider is not there (ONNX Runtime itself would quietly run on
-            the CPU), if ONNX Runtime is installed twice or not at all, or if it refuses the file: weights
-            that lie beside it are missing, cut short or elsewhere.
+        ExportError: If a provider is not there (ONNX Runtime itself would quietly go on without it),
+            if ONNX Runtime is installed twice or not at all, or if it refuses the file: weights that lie
+            beside it are missing, cut short or elsewhere.
     """
     require_runtime()
     import onnxruntime as ort
 
     described = None if options else read_graph(path)
     options = options or _recommended(described)
-    _require_provider(options.providers[0], ort.get_available_providers())
+    _require_providers(options.providers, ort.get_available_providers())
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
     if threads:
@@ -145,7 +153,7 @@ def open_session(
             remedy="put the weights that lie beside a file (NAME.onnx.data) where the file lies, or export anew",
         ) from error
     # A provider may be built in and still fail to load its libraries.
-    _require_provider(options.providers[0], session.get_providers())
+    _require_providers(options.providers, session.get_providers())
     return session
 
 
@@ -212,12 +220,13 @@ def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> list
     return outputs
 
 
-def _require_provider(wanted: str, found: Sequence[str]) -> None:
-    if wanted not in found:
+def _require_providers(wanted: Sequence[str], found: Sequence[str]) -> None:
+    missing = next((provider for provider in wanted if provider not in found), None)
+    if missing is not None:
         raise ExportError(
-            f"{wanted} is not available",
+            f"{missing} is not available",
             why=f"this ONNX Runtime has {', '.join(found)}",
-            remedy=f"pip install 'model-surgery[gpu]'{_LIBRARIES.get(wanted, '')} on a machine with a "
+            remedy=f"pip install 'model-surgery[gpu]'{_LIBRARIES.get(missing, '')} on a machine with a "
             "GPU, or open the file with options=SessionOptions()",
         )
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,21 @@ class Stage:
     def __init__(self, folder: Path, destination: Path) -> None:
         self.folder, self.destination = folder, destination
 
-    def publish(self) -> None:
+    def publish(self, family: Collection[Path] = ()) -> None:
         """Move every file into the destination: parts, what names them (a model, a config), the card.
 
-        Parts of another file never meet an old one of that name, nor does a model meet the card of
-        another: the old one goes first. Whoever reads, or finds the folder after a crash, sees the old
+        Of ``family``, what an earlier export left and this one does not replace goes first. Parts of
+        another file never meet an old one of that name, nor does a model meet the card of another: the
+        old one goes first. Whoever reads, or finds the folder after a crash, sees the old
         whole, the new whole, or none.
         """
         files = sorted(self.folder.iterdir(), key=_turn)
         for file in files:
             _sync(file)
-        for file in _stale(files):
-            (self.destination / file.name).unlink(missing_ok=True)
+        written = {file.name for file in files}
+        left = [path for path in family if path.name not in written]
+        for path in (*left, *(self.destination / file.name for file in _stale(files))):
+            path.unlink(missing_ok=True)
         for file in files:
             os.replace(file, self.destination / file.name)
         _sync(self.destination)

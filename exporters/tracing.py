@@ -101,7 +101,12 @@ def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:
     }
     # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
     with torch.no_grad(), _FourDimensions(), _bound(model, inputs) as bound:
-        given = {name: value for name, value in inputs.kwargs.items() if name not in bound}
+        # torch marks the very tensors that it traces with as dynamic: theirs are not ours to mark.
+        given = {
+            name: value.detach() if isinstance(value, Tensor) else value
+            for name, value in inputs.kwargs.items()
+            if name not in bound
+        }
         shapes = {name: dims.get(name) for name in given}
         wanted, tensors = shapes if inputs.sizes else None, _Tensors()
         with model.register_forward_hook(tensors), open_lengths(model):

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from exporters.axes import BATCH
 from exporters.errors import ExportError
 from exporters.external import read_graph
 from exporters.metadata import facts
@@ -18,9 +19,10 @@ from exporters.preflight import make_folder
 from exporters.runtime import base_of
 from exporters.staging import stage
 from exporters.triton_config import LABELS, Batching, Engine, config, values
-from exporters.triton_warmup import files
+from exporters.triton_warmup import Axes, files
 
 CONFIG, WARMUP = "config.pbtxt", "warmup"
+_USUAL_BATCH = 16
 _NAME = re.compile(r"[\w.-]+")
 _LONGEST_NAME = 255
 """Bytes of a folder's name."""
@@ -39,7 +41,7 @@ def triton_repository(
     name: str | None = None,
     version: int = 1,
     engine: Engine | None = None,
-    max_batch: int = 16,
+    max_batch: int | None = None,
     preferred: tuple[int, ...] = (),
     delay_us: int = 500,
     instances: int = 1,
@@ -59,7 +61,7 @@ def triton_repository(
         version: Number of this version. Further versions must keep inputs, outputs and settings.
         engine: ``cpu``; ``cuda``; ``tensorrt``, for files of that target and portable ones: TensorRT
             knows no operators of ONNX Runtime. None follows the file's target.
-        max_batch: Largest batch.
+        max_batch: Largest batch; None takes 16, or fewer where the file does not hold for so many.
         preferred: Batch sizes to run as soon as they are there.
         delay_us: How long a request may wait for others, in microseconds.
         instances: Copies of the model (on each GPU).
@@ -71,19 +73,21 @@ def triton_repository(
 
     Raises:
         ExportError: If the file is none of ours, takes adapters at run time, or does not suit the engine;
-            if the version is there already, or another version has other inputs or settings.
+            if it does not hold for batches up to ``max_batch``; if the version is there already, or another
+            version has other inputs or settings.
     """
     source, told = Path(file), _facts(file)
     chosen = _engine(told, engine, source)
     model = read_graph(source)
-    batching = Batching(max_batch, tuple(preferred), delay_us)
+    axes: Axes = told.get("axes", {})
+    batching = Batching(_largest(max_batch, axes, source), tuple(preferred), delay_us)
     _check_numbers(batching, version, instances, threads)
     title = _title(name or source.stem)
     inputs, outputs = values(model.graph)
     fields = config(
         title, inputs, outputs, chosen, batching, instances=instances, threads=threads,
         precision=told.get("precision", "fp32"), labels="labels" in told,
-        profiles=_profiles(told),
+        profiles=_profiles(told), axes=axes,
     )  # fmt: skip
     make_folder(Path(folder))
     home = Path(folder) / title
@@ -155,6 +159,16 @@ def _engine(told: dict[str, Any], engine: Engine | None, source: Path) -> Engine
         why = f"it was fused for {target}, and {engine} runs {' or '.join(_TAKES[engine])} files"
         raise _unfit(source, why, f"pass the file beside it, {portable}")
     return engine
+
+
+def _largest(asked: int | None, axes: Axes, source: Path) -> int:
+    """The largest batch, within what the file says it holds for."""
+    most = axes.get(BATCH, {}).get("most")
+    if asked is None:
+        return min(_USUAL_BATCH, most or _USUAL_BATCH)
+    if most is not None and _counts(asked) and asked > most:
+        raise _unfit(source, f"it holds for batches up to {most}", f"pass max_batch={most}")
+    return asked
 
 
 def _profiles(told: dict[str, Any]) -> dict[str, str]:

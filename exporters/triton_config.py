@@ -12,7 +12,7 @@ from onnx import TensorProto as T
 from exporters.axes import BATCH
 from exporters.errors import ExportError
 from exporters.pbtxt import Word, entries
-from exporters.triton_warmup import requests
+from exporters.triton_warmup import NOTHING_KNOWN, Axes, requests
 
 Engine = Literal["cpu", "cuda", "tensorrt"]
 LABELS = "labels.txt"
@@ -89,10 +89,12 @@ def config(
     precision: str = "fp32",
     labels: bool = False,
     profiles: Mapping[str, str] | None = None,
+    axes: Axes = NOTHING_KNOWN,
 ) -> dict[str, Any]:
     """The fields of Triton's ``ModelConfig``, to be rendered as protobuf text.
 
-    ``profiles`` are TensorRT's, where the file tells them; else they follow the batch.
+    ``profiles`` are TensorRT's, where the file tells them; else they follow the batch. ``axes`` are the sizes that
+    the file holds for.
     """
     batched = all(value.batched for value in (*inputs, *outputs))
     limit = batching.limit if batched else 0
@@ -116,7 +118,7 @@ def config(
         "optimization": _optimization(engine, inputs, limit, precision, profiles),
         "parameters": _parameters(engine, threads),
         # What the smallest and the largest batch allocate, no first request has to wait for.
-        "model_warmup": list(requests(inputs, dict.fromkeys((1, limit)) if limit else (0,))),
+        "model_warmup": list(requests(inputs, dict.fromkeys((1, limit)) if limit else (0,), axes)),
     }
 
 

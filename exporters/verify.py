@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -148,7 +149,9 @@ def _failures(found: Verification, tolerance: Tolerance) -> Iterator[str]:
                 f"the file, {count.in_runtime} in what ONNX Runtime runs"
             )
     for row in found.parity:
-        if not row.passed:
+        if math.isnan(row.error):
+            yield f"{row.output} has another shape, NaN or an infinity of its own at {row.sizes}"
+        elif not row.passed:
             yield f"{row.output} differs by {row.error:.1e} (allowed {row.allowed:.0e}) at {row.sizes}"
     if found.top1 is not None and found.top1 < tolerance.agreement:
         yield f"only {found.top1:.1%} of the top-1 predictions agree"

@@ -36,8 +36,8 @@ class GroupQueryMatch:
         unseen: Under what a query may see nothing; with a cache nobody asks what stands at padding.
         tables: What the operator rotates query and key by.
         packed: The one product of which the operator takes all three operands, if there is one.
-        counted: Whether the number of a row's tokens is all that the operator gets to know of padding;
-            it then keeps them at the front, padding behind.
+        counted: Whether the number of a row's earlier tokens is all that the operator gets to know of
+            padding; it then keeps them at the front, padding behind.
     """
 
     query: Operand
@@ -119,7 +119,7 @@ class GroupQueryMatch:
         """Index of the last key of each row, and the number of keys."""
         if self.counted:
             assert self.mask.padding is not None
-            return rewriter.counted(self.mask.padding)
+            return rewriter.counted(self.mask.padding, length)
         mask = self._bias()
         total = length if mask is None else rewriter.sizes(mask, -1)[0]
         return rewriter.full_lengths(batch, total)

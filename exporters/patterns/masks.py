@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from exporters.axes import BATCH
-from exporters.capture import placeholders
 from exporters.causal import PAST_SEQUENCE, TOTAL_SEQUENCE
+from exporters.edits import placeholders
 from exporters.evaluate import Evaluator, NotConstantError
-from exporters.inputs import Inputs, identifier, is_mask
+from exporters.inputs import Inputs, identifier
+from exporters.padding import is_mask
 from exporters.patterns.base import LOWEST
 from exporters.patterns.numbers import numbers_behind, reach
 from exporters.patterns.scores import Replay

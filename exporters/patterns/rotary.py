@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from exporters.axes import BATCH, SEQUENCE
-from exporters.capture import placeholders
 from exporters.causal import MASK, PAST_SEQUENCE, TOTAL_SEQUENCE
+from exporters.edits import placeholders
 from exporters.evaluate import Evaluator, NotConstantError
 from exporters.inputs import Inputs
 from exporters.patterns.base import Refusal, keeps_values

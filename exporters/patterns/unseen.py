@@ -39,15 +39,15 @@ class Unseen:
 
         def make() -> fx.Node:
             seen = self._by_query(rewriter)
-            seen = rewriter.node(aten._to_copy.default, seen, dtype=torch.float32)
             if self.padding or len(shape := shape_of(self.mask)) < 3 or shape[-3] == 1:
                 return seen
             by_head = rewriter.node(aten.unsqueeze.default, seen, -1)
             spread = rewriter.node(aten.expand.default, by_head, [-1, -1, heads, size])
             return rewriter.node(aten.flatten.using_ints, spread, 2)
 
-        factor = rewriter.once((Unseen, self.mask, heads, size), self.mask, make)
-        return rewriter.node(aten.mul.Tensor, joined, factor)
+        seen = rewriter.once((Unseen, self.mask, heads, size), self.mask, make)
+        # A product with 0 would not do: below -inf everywhere the operator makes NaN.
+        return rewriter.node(aten.where.ScalarOther, seen, joined, 0.0)
 
     def mend(
         self,

@@ -244,13 +244,37 @@ def test_a_hole_in_a_prompt_is_padding_where_it_may_not_be(tmp_path):
         given = {"input_ids": ids, "attention_mask": np.array(HOLE)}
         logits, key, value = session.run(None, {**given, **past})
         assert [bool(np.isnan(row).all()) for row in logits] == [True, False, False]
-        # Old padding is no hole: the next token takes its place. A piece that ends in padding has none to take.
-        for new, wrong in (([[1]], False), ([[1, 1]], False), ([[1, 0]], True), ([[0, 1]], True)):
+        # Old padding is no hole, nor is what stands at the end of a new piece: the next token takes its place.
+        for new, wrong in (([[1]], False), ([[1, 1]], False), ([[1, 0]], False), ([[0, 1]], True)):
             mask = np.concatenate([np.array(HOLE)[2:], new], 1)
             step = {"input_ids": ids[2:, : len(new[0])], "attention_mask": mask}
             cached = dict(zip(past, (key[2:], value[2:]), strict=True))
             found = session.run(["logits"], {**step, **cached})[0]
             assert bool(np.isnan(found).all()) is wrong
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_padded_prompts_may_be_fed_token_by_token(name, tmp_path):
+    """A row's padding must not take the place of its last token."""
+    model, path = model_of(name), tmp_path / "model.onnx"
+    exporters.to_onnx(model, path, cache="right", portable=False, verify=False)
+    session = exporters.open_session(path)
+    shapes = {i.name: i.shape for i in session.get_inputs() if i.name.startswith("past")}
+    past = {n: np.zeros((2, shape[1], 0, shape[3]), np.float32) for n, shape in shapes.items()}
+    next_ids = [[44], [70]]
+    ids = torch.cat([PROMPTS, torch.tensor(next_ids)], 1)
+    kept = torch.cat([KEPT, torch.ones(2, 1, dtype=torch.int64)], 1)
+    for place in range(ids.shape[1]):
+        given = {
+            "input_ids": ids[:, [place]].numpy(),
+            "attention_mask": kept[:, : place + 1].numpy(),
+        }
+        logits, *present = session.run(None, {**given, **past})
+        past = dict(zip(past, present, strict=True))
+    for row, tokens, keep in zip(logits, ids, kept, strict=True):
+        with torch.no_grad():
+            wanted = model(input_ids=tokens[keep == 1][None], use_cache=False).logits[0, -1:]
+        torch.testing.assert_close(torch.from_numpy(row), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from torch import nn
 
 import exporters
 from exporters import convert, runtime, staging
@@ -235,3 +236,48 @@ def test_a_failure_while_moving_keeps_the_old_file(build, tmp_path, monkeypatch)
     monkeypatch.setattr(staging.os, "replace", failing)
     refused(tmp_path, build("vit"), target="portable", overwrite=True)
     assert (tmp_path / "model.onnx").read_text() == "precious"
+
+
+def test_a_model_without_weights(build, tmp_path):
+    with pytest.raises(ExportError, match="no weights"):
+        exporters.to_onnx(build("vit").to("meta"), tmp_path / "model.onnx")
+
+
+def test_a_model_without_code(tmp_path):
+    model = torch.jit.script(nn.Linear(4, 3).eval())
+    with pytest.raises(ExportError, match="TorchScript"):
+        exporters.to_onnx(model, tmp_path / "model.onnx", example_inputs=torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("providers", [(), "CPUExecutionProvider"])
+def test_session_options_name_a_provider(providers):
+    with pytest.raises(ExportError, match="without an execution provider"):
+        exporters.SessionOptions(providers=providers)
+
+
+def test_a_second_provider_that_is_not_there_is_refused_too(tmp_path):
+    exporters.to_onnx(
+        nn.Linear(4, 3).eval(),
+        tmp_path / "m.onnx",
+        target="portable",
+        example_inputs=torch.randn(2, 4),
+    )
+    options = exporters.SessionOptions(("CPUExecutionProvider", "NoneExecutionProvider"))
+    with pytest.raises(ExportError, match="NoneExecutionProvider is not available"):
+        exporters.open_session(tmp_path / "m.onnx", options=options)
+
+
+def test_int8_is_for_cpus(build, tmp_path):
+    with pytest.raises(ExportError, match="int8 and CUDA"):
+        exporters.to_onnx(build("vit"), tmp_path / "m.onnx", target="cuda", precision="int8")
+
+
+def test_the_users_example_keeps_no_mark_of_a_failed_export(tmp_path):
+    class Asks(nn.Module):
+        def forward(self, x):
+            return x * 2 if x.sum() > 0 else x
+
+    x = torch.randn(2, 4)
+    with pytest.raises(CaptureError):
+        exporters.to_onnx(Asks().eval(), tmp_path / "m.onnx", example_inputs=x)
+    assert vars(x) == {}

@@ -117,14 +117,77 @@ def test_the_same_seed_draws_the_same():
     assert not torch.equal(first.tensors["x"], other.tensors["x"])
 
 
-def test_an_axis_that_the_model_fixes_is_noted_and_no_longer_dynamic():
-    class Table(nn.Module):
-        def forward(self, input_ids):
-            return input_ids + torch.arange(3)
+@pytest.mark.parametrize("number", [0.0, 1.0, -2.5])
+def test_numbers_that_are_one_number_everywhere_are_drawn_from_there_on(number):
+    inputs = collect(nn.Linear(4, 3), torch.full((2, 4), number))
+    drawn = inputs.resized({"batch": 50}).tensors["input"]
+    assert number <= drawn.min() < drawn.max() < number + 1
+    assert any(f"is {number:g} everywhere" in note for note in inputs.notes)
+    assert torch.equal(
+        inputs.resized({}, keep=lambda n, v: True).tensors["input"], inputs.tensors["input"]
+    )
 
+
+def test_ids_that_are_one_id_everywhere_are_told_and_kept():
+    inputs = collect(Text(), (torch.zeros_like(IDS), torch.ones_like(IDS)))
+    assert inputs.notes == ("input_ids is 0 everywhere: verification saw no other value of it",)
+    assert not inputs.resized({"batch": 4}).tensors["input_ids"].any()
+
+
+class Table(nn.Module):
+    def forward(self, input_ids):
+        return input_ids + torch.arange(3)
+
+
+class Fixes(nn.Module):
+    """One input's length becomes a number, the other's stays open."""
+
+    def forward(self, input_ids, other_ids):
+        return input_ids + torch.arange(3), other_ids * 2
+
+
+def test_an_axis_that_the_model_fixes_is_noted_and_no_longer_dynamic():
     captured = capture(Table().eval(), collect(Table(), IDS))
     assert captured.notes == ("sequence is fixed at 3: the model allows no other",)
     assert captured.inputs.axes == {"input_ids": {0: "batch"}}
+
+
+@pytest.mark.parametrize(("model", "given"), [(Table(), (IDS,)), (Fixes(), (IDS, IDS))])
+def test_a_file_takes_no_other_size_than_the_fixed_one(model, given, tmp_path):
+    report = exporters.to_onnx(
+        model.eval(), tmp_path / "m.onnx", target="portable", example_inputs=given
+    )
+    assert "sequence is fixed at 3: the model allows no other" in report.notes
+    session = exporters.open_session(tmp_path / "m.onnx")
+    assert [i.shape for i in session.get_inputs()] == [["batch", 3]] * len(given)
+    assert [o.shape for o in session.get_outputs()] == [["batch", 3]] * len(given)
+
+
+def test_a_size_of_1_that_is_called_open_is_open(tmp_path):
+    model = nn.Linear(4, 3).eval()
+    x = torch.randn(1, 4)
+    axes = {"input": {0: "N"}}
+    report = exporters.to_onnx(
+        model, tmp_path / "m.onnx", target="portable", example_inputs=x, dynamic=axes
+    )
+    session = exporters.open_session(tmp_path / "m.onnx")
+    assert session.get_inputs()[0].shape == ["N", 4]
+    assert {row.sizes["N"] for row in report.files[0].verification.parity} == {1, 2, 4}
+
+
+def test_a_size_of_1_that_is_called_open_and_cannot_be_is_refused(tmp_path):
+    class Lone(nn.Module):
+        def forward(self, x):
+            return torch.stack(x.unbind(1), 1) * torch.arange(1.0, 1 + len(x.unbind(1)))
+
+    with pytest.raises(ExportError, match="works at one steps size only"):
+        exporters.to_onnx(
+            Lone().eval(),
+            tmp_path / "m.onnx",
+            example_inputs=torch.randn(3, 1),
+            dynamic={"x": {1: "steps"}},
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_limits_come_from_the_models_own_guards():

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import exporters
 from exporters.capture import capture
-from exporters.eager import Array
+from exporters.eager import Array, outputs_of
 from exporters.inputs import collect
-from exporters.parity import ParityRow, Truth
+from exporters.parity import ParityRow, Truth, relative_error
 from exporters.verify import Verification
 
 
@@ -140,3 +140,51 @@ def test_only_outputs_beyond_the_tolerance_are_told() -> None:
     rows += [ParityRow("w", {}, 4e-5, 1e-5, 3e-5)]
     (note,) = Verification(rows).notes
     assert note.startswith("y may differ by 3e-05")
+
+
+@pytest.mark.parametrize(
+    ("found", "error"),
+    [
+        ([1.0, -np.inf, 2.0], 0.0),
+        ([1.0, -np.inf, 2.2], 0.1),
+        ([1.0, np.inf, 2.0], np.nan),
+        ([1.0, 3.0, 2.0], np.nan),
+        ([-np.inf, -np.inf, 2.0], np.nan),
+        ([np.nan, -np.inf, 2.0], np.nan),
+    ],
+)
+def test_an_infinity_must_be_met_by_the_same(found: list[float], error: float) -> None:
+    measured = relative_error(np.array([1.0, -np.inf, 2.0]), np.array(found))
+    assert measured == pytest.approx(error, nan_ok=True)
+
+
+def test_outputs_that_hide_by_an_infinity_are_exported(tmp_path: Path) -> None:
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(9, 1)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return self.embed(ids)[..., 0].masked_fill(mask == 0, -torch.inf)
+
+    ids = torch.randint(9, (2, 6))
+    report = exporters.to_onnx(
+        Picks().eval(),
+        tmp_path / "m.onnx",
+        target="portable",
+        example_inputs={"ids": ids, "mask": torch.ones_like(ids)},
+    )
+    assert report.files[0].error == 0.0
+
+
+def test_what_torch_calculates_without_its_fast_path_is_the_reference() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1).eval()
+    hidden = torch.tensor([[False] * 3 + [True]])
+    given = collect(model, {"src": torch.randn(1, 4, 8), "src_key_padding_mask": hidden}, False)
+    with torch.no_grad():
+        fast = model(**given.kwargs)
+    (found,) = outputs_of(model, given)
+    assert not fast[0, 3].any() and found[0, 3].all()
+    np.testing.assert_allclose(found[0, :3], fast[0, :3], atol=1e-6)
+    assert torch.backends.mha.get_fastpath_enabled()

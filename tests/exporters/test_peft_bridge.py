@@ -159,6 +159,13 @@ def test_a_bare_parameter_that_trained_is_refused(build, tmp_path):
         to_peft(model, tmp_path / "peft")
 
 
+def test_a_model_without_adapters_is_refused(build, tmp_path):
+    model = surgery.apply(build("vit"), "head-only")
+    with pytest.raises(ExportError, match="no checkpoint without an adapter"):
+        to_peft(model, tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_checkpoint_is_kept(build, tmp_path):
     model = build("vit")
     surgery.apply(model, QUERY_VALUE, rank=2)

@@ -32,6 +32,43 @@ def test_what_is_published_stays_and_the_stage_goes(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"a.onnx", "a.onnx.data"}
 
 
+def test_what_an_earlier_export_left_goes_with_it(tmp_path):
+    old = [tmp_path / name for name in ("a.onnx", "a.portable.onnx", "a.onnx_adapter")]
+    for file in (*old, tmp_path / "b.onnx"):
+        file.write_text("old")
+    with stage(tmp_path) as aside:
+        (aside.folder / "a.onnx").write_text("new")
+        aside.publish(old)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "a.onnx": "new",
+        "b.onnx": "old",
+    }
+
+
+@pytest.mark.parametrize(
+    "left", ["m.portable.onnx", "m.onnx.data", "m.portable.onnx.data", "m.onnx_adapter", "m.md"]
+)
+def test_no_file_meets_one_of_an_earlier_export(left, tmp_path):
+    (tmp_path / left).write_text("old")
+    model, x = torch.nn.Linear(4, 3).eval(), torch.randn(2, 4)
+    given = {"example_inputs": x, "portable": False, "verify": False}
+    with pytest.raises(ExportError, match="exists already"):
+        exporters.to_onnx(model, tmp_path / "m.onnx", **given)
+    assert [file.name for file in tmp_path.iterdir()] == [left]
+    exporters.to_onnx(model, tmp_path / "m.onnx", overwrite=True, **given)
+    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "m.md"}
+    assert (tmp_path / "m.md").read_text() != "old"
+
+
+def test_a_link_that_leads_nowhere_is_a_file(tmp_path):
+    (tmp_path / "m.onnx").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ExportError, match="exists already"):
+        exporters.to_onnx(
+            torch.nn.Linear(4, 3).eval(), tmp_path / "m.onnx", example_inputs=torch.randn(2, 4)
+        )
+    assert (tmp_path / "m.onnx").is_symlink()
+
+
 def test_other_errors_pass_through_and_leave_nothing(tmp_path):
     def fail():
         with stage(tmp_path) as aside:

@@ -105,6 +105,39 @@ def test_inputs_outputs_and_batching_are_those_of_the_file(files, tmp_path):
     assert given_.label_filename == "labels.txt"
 
 
+class Branches(nn.Module):
+    """Another graph for more than eight rows; signals of 40 and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 40)
+
+    def forward(self, signal: torch.Tensor) -> torch.Tensor:
+        y = self.conv(signal).mean(-1)
+        return y if signal.shape[0] <= 8 else 2 * y
+
+
+def test_batches_stay_within_what_the_file_holds_for(tmp_path):
+    file = tmp_path / "m.onnx"
+    exporters.to_onnx(
+        Branches().eval(),
+        file,
+        target="portable",
+        example_inputs=torch.randn(4, 1, 50),
+        dynamic={"signal": {0: "batch", 2: "time"}},
+        verify=False,
+    )
+    told = exporters.facts(file)["axes"]
+    assert told["batch"] == {"least": 1, "most": 8, "example": 2}
+    assert (told["time"]["example"], told["time"]["most"]) == (50, None)
+    config = parsed(exporters.triton_repository(file, tmp_path / "repo"))
+    assert config.max_batch_size == 8
+    assert [w.batch_size for w in config.model_warmup] == [1, 8]
+    assert list(config.model_warmup[0].inputs["signal"].dims) == [1, 50]
+    with pytest.raises(ExportError, match="up to 8"):
+        exporters.triton_repository(file, tmp_path / "repo", max_batch=9, overwrite=True)
+
+
 def test_the_version_is_the_file_and_runs(files, tmp_path):
     home = exporters.triton_repository(files / "cats.onnx", tmp_path, name="vit.cats", version=3)
     assert {path.name for path in home.iterdir()} == {"config.pbtxt", "labels.txt", "3"}

@@ -120,3 +120,57 @@ def test_a_decoder_without_a_cache(attention, build, tmp_path):
         feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
         (found,) = exporters.open_session(file).run(["logits"], feeds)
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+
+
+class Counted(nn.Module):
+    """A mask of whole numbers that is added to the scores, as BERT's first code had it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        scores = q @ k.mT / 2 + (1 - attention_mask[:, None, None, :]) * -10000
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_a_mask_of_whole_numbers_may_be_added(tmp_path):
+    model, path = Counted(), tmp_path / "m.onnx"
+    assert export(model, path).fused == 1
+    compare(model, path, given("right"))
+
+
+class Encoder(nn.Module):
+    """torch's own, whose mask is one a head, of 0 and -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
+        return self.layers(x, src_key_padding_mask=padding_mask)
+
+
+@pytest.mark.skipif(
+    torch.__version__ < (2, 15), reason="torch 2.11 does not decompose its own encoder layer"
+)
+def test_torchs_own_encoder_with_padding(tmp_path):
+    hidden = torch.zeros(3, 7, dtype=torch.bool)
+    hidden[1, 4:], hidden[2, 1:] = True, True
+    model, path, inputs = Encoder().eval(), tmp_path / "m.onnx", {"x": torch.randn(3, 7, 32)}
+    inputs["padding_mask"] = hidden
+    report = exporters.to_onnx(
+        model, path, example_inputs=inputs, dynamic=dict.fromkeys(inputs, AXES)
+    )
+    assert report.fused == len(report.sites) == 2
+    assert any("fast path of TransformerEncoder" in note for note in report.notes)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for emptied in (hidden, torch.ones_like(hidden)):
+            compare(model, path, {**inputs, "padding_mask": emptied})
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
