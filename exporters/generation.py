@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from exporters.causal import IDS, MASK, DecoderStep
+from exporters.axes import BATCH, SEQUENCE
+from exporters.causal import IDS, MASK, PAST_SEQUENCE, TOTAL_SEQUENCE, DecoderStep
 from exporters.eager import Array
 from exporters.errors import ExportError
+from exporters.inputs import Inputs
 from exporters.parity import Call, Found, ParityRow, relative_error
 from surgery.errors import told_by
 
@@ -73,6 +75,12 @@ class Generated:
         found = [pair for batch in batches for pair in batch.run(call, self.step, tolerance)]
         agrees = np.concatenate([choices for _, choices in found])
         return Found([row for row, _ in found], float(agrees.mean()))
+
+    def one_call(self) -> tuple[nn.Module, Inputs]:
+        """See :class:`Reference`: one token of one row behind a few others."""
+        inputs = self.step.inputs()
+        sizes = {BATCH: 1, SEQUENCE: 1, TOTAL_SEQUENCE: 1 + inputs.sizes[PAST_SEQUENCE]}
+        return self.step, inputs.resized(sizes, keep=lambda name, value: True)
 
     def _batches(self) -> Iterator[_Batch]:
         """Each prompt alone, one of them in two pieces; all at once, padded where they may be; two token by token."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from exporters.inputs import Inputs, collect
 from exporters.plain import plain_model
 from exporters.report import ExportReport
 from exporters.runtime import open_session, require_runtime, run
+from exporters.timing import take_turns, threads_of_torch
 from surgery.anatomy.render import as_text
 
 if TYPE_CHECKING:
@@ -132,9 +131,9 @@ def benchmark(
     plain = plain_model(model).model
     given = collect(plain, inputs)
     given = given.resized({BATCH: batch}) if BATCH in given.sizes else given
-    with _threads(threads) as count:
+    with threads_of_torch(threads) as count:
         contenders, notes = _contenders(plain, files, given, count, compiled)
-        times = _take_turns(contenders, rounds, calls, warmup)
+        times = take_turns(contenders, rounds, calls, warmup)
     rows = tuple(_latency(name, values) for name, values in times.items())
     sizes = {name: tuple(value.shape) for name, value in given.tensors.items()}
     return LatencyReport(rows, sizes, count, rounds * calls, tuple(notes))
@@ -187,37 +186,7 @@ def _check_given(session: InferenceSession, feeds: Mapping[str, Any], name: str)
         )
 
 
-@torch.no_grad()
-def _take_turns(
-    contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int, warmup: int
-) -> dict[str, list[float]]:
-    """Milliseconds of each measured call."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            turn = [_milliseconds(call) for _ in range(warmup + calls)]
-            times[name] += turn[warmup:]
-    return times
-
-
-def _milliseconds(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - started)
-
-
 def _latency(name: str, times: list[float]) -> Latency:
     ordered = sorted(times)
     tenth = len(ordered) // 10
     return Latency(name, statistics.median(ordered), ordered[tenth], ordered[-1 - tenth])
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[int]:
-    """Give PyTorch ``count`` threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield count or before
-    finally:
-        torch.set_num_threads(before)

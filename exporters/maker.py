@@ -20,6 +20,7 @@ from exporters.ranges import described
 from exporters.recipe import PROVIDERS, Target
 from exporters.report import FileReport
 from exporters.runtime import (
+    CPU,
     CUDA,
     Operators,
     SessionOptions,
@@ -81,7 +82,10 @@ class Maker:
             here = self._available(options)
             tolerance = TOLERANCES[self.precision]
             wanted = expected or Counter()
-            found = verify(staged, self.truth, wanted, here, tolerance, self.adapter)
+            found = verify(
+                staged, self.truth, wanted, here, tolerance, self.adapter,
+                timed=options.providers == (CPU,),
+            )  # fmt: skip
             self.notes.extend(found.notes)
         return FileReport(
             path,

@@ -81,6 +81,9 @@ class Reference(Protocol):
     def measure(self, call: Call, tolerance: float) -> Found:
         """Make every call that is to be tried, and compare."""
 
+    def one_call(self) -> tuple[nn.Module, Inputs]:
+        """A call by which model and file may be timed."""
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -145,6 +148,10 @@ class Truth:
         rows = compare(call, self, tolerance, self.cases + self.hidden if exact else self.cases)
         failed = any(not row.passed for row in rows)
         return Found(rows, top1_agreement(call, self), self._fault() if failed else None)
+
+    def one_call(self) -> tuple[nn.Module, Inputs]:
+        """See :class:`Reference`; the first, of one row where that may be."""
+        return self.model, self.cases[0][0]
 
     def _fault(self) -> str | None:
         """What the model itself does that no file can be measured by."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporters.fuse import Site
 from exporters.runtime import SessionOptions
+from exporters.timing import Beside
 from exporters.verify import Verification
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class FileReport:
         if self.verification is None or not self.verification.parity:
             return None
         return max(row.error for row in self.verification.parity)
+
+    @property
+    def latency(self) -> Beside | None:
+        """Model and file side by side, where the file was timed."""
+        return None if self.verification is None else self.verification.latency
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -149,6 +155,7 @@ class ExportReport:
             "fused operators",
             "parity error",
             "top-1",
+            "ms, PyTorch",
             "verified",
         )
         for column in columns:
@@ -171,13 +178,25 @@ def _row(file: FileReport) -> tuple[str, ...]:
     top1 = file.verification.top1 if file.verification else None
     agreed = "-" if top1 is None else f"{top1:.1%}"
     target = f"{file.target} {file.precision}"
-    return (file.path.name, target, size, str(file.nodes), fused or "-", error, agreed, verdict)
+    times = (
+        "-" if file.latency is None else f"{file.latency.file_ms:.3g}, {file.latency.model_ms:.3g}"
+    )
+    numbers = (size, str(file.nodes), fused or "-", error, agreed, times)
+    return (file.path.name, target, *numbers, verdict)
 
 
 def _summary(file: FileReport) -> str:
     error = "not verified" if file.error is None else f"parity error {file.error:.1e}"
     top1 = None if file.verification is None else file.verification.top1
     error += "" if top1 is None else f", {top1:.1%} of the top-1 predictions agree"
+    if file.latency is not None:
+        error += f", {_times(file.latency)}"
     about = f"{file.target}, {file.precision}"
     line = f"{file.path} ({about}): {file.bytes / 1e6:.1f} MB, {file.nodes} nodes, {error}"
     return "; ".join([line, *file.problems])
+
+
+def _times(found: Beside) -> str:
+    at = ", ".join(f"{axis} {size}" for axis, size in found.sizes.items())
+    where = f"{at}, {found.threads} threads" if at else f"{found.threads} threads"
+    return f"{found.file_ms:.3g} ms where PyTorch takes {found.model_ms:.3g} ({where})"

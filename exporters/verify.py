@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import onnx
+import torch
 
 from exporters.adapter_session import AdapterSession
 from exporters.parity import ParityRow, Reference, Truth, compare
@@ -22,6 +23,7 @@ from exporters.runtime import (
     optimized_operators,
     run,
 )
+from exporters.timing import Beside, quick_look
 
 ADAPTED = "with the adapter"
 
@@ -52,11 +54,20 @@ class OperatorCount:
 
 @dataclass
 class Verification:
-    """What was found out about one file; ``problems`` is empty if it may be used."""
+    """What was found out about one file; ``problems`` is empty if it may be used.
+
+    Attributes:
+        parity: How far the outputs are from the model's.
+        operators: Fused operators, expected and found.
+        top1: Share of predictions on the user's samples that agree.
+        latency: Model and file side by side; None where the file is not for this CPU.
+        problems: What speaks against it.
+    """
 
     parity: list[ParityRow] = field(default_factory=list)
     operators: list[OperatorCount] = field(default_factory=list)
     top1: float | None = None
+    latency: Beside | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -78,6 +89,8 @@ def verify(
     options: SessionOptions,
     tolerance: Tolerance = TOLERANCES["fp32"],
     adapter: WithAdapter | None = None,
+    *,
+    timed: bool = False,
 ) -> Verification:
     """Check one file on disk: structure, traces of this machine, operators, parity, predictions.
 
@@ -88,17 +101,23 @@ def verify(
         options: How the file is to be opened.
         tolerance: How far it may be from the model in fp32.
         adapter: What is to be right besides.
+        timed: Whether to time file and model side by side.
     """
+    threads = torch.get_num_threads()
     found = Verification()
     try:
         onnx.checker.check_model(path, full_check=True)
         found.problems += [f"holds {what}" for what in leaks(path)]
         found.operators = count_operators(path, expected, options)
-        session = open_session(path, options=options)
+        session = open_session(path, options=options, threads=threads)
         measured = truth.measure(partial(run, session), tolerance.error)
         found.parity, found.top1 = measured.rows, measured.agreement
         found.problems += [measured.remark] if measured.remark else []
         found.parity += _with_adapter(path, adapter, options, tolerance)
+        if timed:
+            model, inputs = truth.one_call()
+            calls = partial(model, **inputs.kwargs), partial(run, session, inputs.feeds)
+            found.latency = quick_look(*calls, inputs.sizes, threads)
     except Exception as error:  # the checker and the runtime raise their own, unrelated classes
         found.problems.append(f"{type(error).__name__}: {str(error).strip()[:500]}")
     found.problems += list(_failures(found, tolerance))

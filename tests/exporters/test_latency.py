@@ -16,25 +16,6 @@ import exporters
 from exporters import latency
 
 
-def test_turns_are_blocks_and_their_first_calls_are_not_measured(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = [0.0]
-    order: list[str] = []
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
-
-    def contender(name: str, seconds: float) -> None:
-        disturbed = order[-2:] != [name, name]
-        clock[0] += seconds * (100 if disturbed else 1)
-        order.append(name)
-
-    contenders = {"a": lambda: contender("a", 0.001), "b": lambda: contender("b", 0.002)}
-    times = latency._take_turns(contenders, rounds=3, calls=4, warmup=2)
-    assert order == (["a"] * 6 + ["b"] * 6) * 3
-    assert times["a"] == pytest.approx([1.0] * 12)
-    assert times["b"] == pytest.approx([2.0] * 12)
-
-
 def test_the_span_leaves_out_a_tenth_at_either_end() -> None:
     row = latency._latency("x", [*map(float, range(1, 20)), 1000.0])
     assert (row.median_ms, row.low_ms, row.high_ms) == (10.5, 3.0, 18.0)

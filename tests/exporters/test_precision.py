@@ -76,7 +76,7 @@ def test_a_provider_that_is_missing_is_no_quiet_cpu(build, tmp_path):
         open_session(path, options=SessionOptions(("NowhereExecutionProvider", CPU)))
     assert "model-surgery[gpu]" in caught.value.remedy
     with pytest.raises(ExportError, match="CUDAExecutionProvider is not available"):
-        runtime._require_provider(CUDA, [CPU])  # built in, but its libraries did not load
+        runtime._require_providers([CUDA, CPU], [CPU])  # built in, but its libraries did not load
     assert open_session(path, options=SessionOptions((CPU,)))
 
 
