@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import SymInt, Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
@@ -44,6 +44,14 @@ class Captured:
     symbols: dict[str, str]
     limits: dict[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> list[tuple[int | SymInt, ...]]:
+        """Of each output."""
+        values = self.program.graph.output_node().args[0]
+        assert isinstance(values, tuple | list)
+        tensors = [value.meta["val"] for value in values if isinstance(value, fx.Node)]
+        return [tuple(value.shape) for value in tensors if isinstance(value, Tensor)]
 
 
 def capture(model: nn.Module, inputs: Inputs) -> Captured:

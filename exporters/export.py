@@ -20,7 +20,7 @@ from exporters.generation import Generated
 from exporters.inputs import Inputs, collect
 from exporters.learned import SUFFIX, Learned, split
 from exporters.maker import Maker
-from exporters.metadata import describe, qualified_name, versions
+from exporters.metadata import check_labels, describe, qualified_name, versions
 from exporters.options import Adapters, check_options
 from exporters.parity import Reference, Truth
 from exporters.plain import plain_model
@@ -136,6 +136,7 @@ def to_onnx(
             accuracy=accuracy, extra=metadata,
         )  # fmt: skip
         captured = capture(subject, inputs)
+        check_labels(labels, captured)
         if profile:
             complete(captured, profile)  # an axis that is not there is known before the long work
         truth = _reference(subject, captured, samples) if verify else None

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from exporters import lineage
+from exporters.capture import Captured
 from exporters.errors import ExportError
 from exporters.external import read_graph
 from exporters.inputs import Inputs
@@ -86,6 +87,18 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+def check_labels(labels: Sequence[str] | None, captured: Captured) -> None:
+    """Whether there is a label for each number of the first output, where that is (batch, classes).
+
+    Raises:
+        ExportError: With both numbers.
+    """
+    first = next(iter(captured.shapes), ())
+    classes = first[1] if len(first) == 2 else None
+    if labels is not None and isinstance(classes, int) and len(labels) != classes > 1:
+        raise _unlabelled(len(labels), f"the first output has {classes} numbers a row")
+
+
 def qualified_name(model: nn.Module) -> str:
     """Module and class of a model."""
     return f"{type(model).__module__}.{type(model).__qualname__}"
@@ -129,13 +142,17 @@ def _labels(model: nn.Module, given: Sequence[str] | None) -> list[str] | None:
         return _own_labels(config)
     classes = getattr(config, "num_labels", None) or getattr(model, "num_classes", None)
     if classes and len(given) != classes:
-        raise ExportError(
-            "the labels do not fit the model",
-            where="labels",
-            why=f"there are {len(given)} of them, and the model has {classes} classes",
-            remedy="pass one name for each class, in the order of the outputs",
-        )
+        raise _unlabelled(len(given), f"the model has {classes} classes")
     return list(given)
+
+
+def _unlabelled(count: int, why: str) -> ExportError:
+    return ExportError(
+        "the labels do not fit the model",
+        where="labels",
+        why=f"there are {count} of them, and {why}",
+        remedy="pass one name for each class, in the order of the outputs",
+    )
 
 
 def _own_labels(config: Any) -> list[str] | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 
 import exporters
 import surgery
@@ -135,3 +136,28 @@ def test_local_paths_are_told_from_other_strings(tmp_path):
     kept = without_paths({"a": str(tmp_path), "b": {"c": str(tmp_path), "d": 1}, "e": ["x"]})
     assert kept == {"b": {"d": 1}, "e": ["x"]}
     assert traces(f'File "{Path.cwd()}/a.py", line 3')
+
+
+class Scores(nn.Module):
+    """A model that does not say how many classes it has."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(("classes", "fits"), [(3, False), (2, True), (1, True)])
+def test_labels_are_as_many_as_numbers_in_a_row(classes, fits, tmp_path):
+    """A lone number may stand for two classes."""
+    given = {"example_inputs": torch.randn(2, 4), "labels": ["cat", "dog"], "verify": False}
+    path = tmp_path / "m.onnx"
+    if fits:
+        exporters.to_onnx(Scores(classes).eval(), path, **given)
+        assert exporters.facts(path)["labels"] == ["cat", "dog"]
+        return
+    with pytest.raises(ExportError, match="3 numbers a row"):
+        exporters.to_onnx(Scores(classes).eval(), path, **given)
+    assert list(tmp_path.iterdir()) == []
