@@ -11,7 +11,8 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from exporters.runtime import CPU, CUDA, SessionOptions, available, recommended_options
+from exporters.providers import CPU, CUDA
+from exporters.runtime import SessionOptions, available, recommended_options
 
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 

@@ -20,8 +20,9 @@ from benchmarks.clocks import Budget
 from benchmarks.export import attention_operators, plain_export
 from benchmarks.export_subjects import SUBJECTS
 from exporters.inputs import Inputs
+from exporters.providers import CPU, CUDA, TENSORRT
 from exporters.recipe import Target
-from exporters.runtime import CPU, CUDA, TENSORRT, available
+from exporters.runtime import available
 
 EAGER, COMPILED, REDUCED = "torch eager", "torch.compile", "torch.compile, reduce-overhead"
 PLAIN, OURS, ENGINE = "plain dynamo export", "ours", "ours, TensorRT"

@@ -27,9 +27,10 @@ from exporters.plain import plain_model
 from exporters.precision import Precision
 from exporters.preflight import check_destinations, onnx_path
 from exporters.profiles import Profile, complete
+from exporters.providers import require_runtime
 from exporters.recipe import PORTABLE, Target, check_target, recipe_for
 from exporters.report import ExportReport, FileReport
-from exporters.runtime import BASE_KEY, require_runtime
+from exporters.runtime import BASE_KEY
 from exporters.staging import Stage, stage
 from exporters.verify import WithAdapter
 from surgery.anatomy.buffers import kept_state

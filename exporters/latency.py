@@ -18,8 +18,9 @@ from exporters.causal import PAST_SEQUENCE
 from exporters.errors import ExportError
 from exporters.inputs import Inputs, collect
 from exporters.plain import plain_model
+from exporters.providers import require_runtime
 from exporters.report import ExportReport
-from exporters.runtime import open_session, require_runtime, run
+from exporters.runtime import open_session, run
 from exporters.timing import take_turns, threads_of_torch
 from surgery.anatomy.render import as_text
 

@@ -16,7 +16,7 @@ from exporters.lineage import Lineage
 from exporters.low_rank import Factors, by_weight, joined
 from exporters.plain import Plain
 from exporters.preflight import check_destinations, check_model
-from exporters.runtime import require_runtime
+from exporters.providers import require_runtime
 from exporters.staging import stage
 from surgery.operations.fold import fold
 from surgery.operations.state import adapted_model

@@ -16,17 +16,11 @@ from exporters.metadata import of_file
 from exporters.parity import Reference
 from exporters.precision import TOLERANCES, Precision, lower
 from exporters.profiles import Profile, complete, in_words, provider_options
+from exporters.providers import CPU, CUDA
 from exporters.ranges import described
 from exporters.recipe import PROVIDERS, Target
 from exporters.report import FileReport
-from exporters.runtime import (
-    CPU,
-    CUDA,
-    Operators,
-    SessionOptions,
-    available,
-    optimized_operators,
-)
+from exporters.runtime import Operators, SessionOptions, available, optimized_operators
 from exporters.staging import Stage
 from exporters.verify import WithAdapter, verify
 

@@ -15,8 +15,8 @@ from exporters.patterns.base import Refusal
 from exporters.patterns.group_query import GroupQueryPattern
 from exporters.patterns.multihead import MultiHeadPattern
 from exporters.precision import Precision
+from exporters.providers import CPU, CUDA, TENSORRT
 from exporters.rewrite import Rewriter
-from exporters.runtime import CPU, CUDA, TENSORRT
 from surgery.anatomy.attention import Core
 from surgery.anatomy.graph import Graph
 

@@ -1,35 +1,26 @@
-"""ONNX Runtime: which package is installed, sessions, and the graph it really runs."""
+"""ONNX Runtime: how a file is opened, and the graph that really runs."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from onnx import helper
 
 from exporters.errors import ExportError
 from exporters.external import elsewhere, read_graph
+from exporters.providers import CPU, require_providers, require_runtime, starts
 from surgery.errors import told_at_length
 
 if TYPE_CHECKING:
     import onnxruntime
 
-PACKAGES = ("onnxruntime", "onnxruntime-gpu")
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"
-_LIBRARIES = {TENSORRT: " and NVIDIA's tensorrt"}
 OPTIONS_KEY = "model_surgery.session_options"
 BASE_KEY = "model_surgery.adapter_base"
 
@@ -74,28 +65,6 @@ class SessionOptions:
         }
 
 
-def require_runtime() -> str:
-    """Return name and version of the one installed ONNX Runtime.
-
-    Raises:
-        ExportError: If neither or both of its packages are installed. They overwrite each
-            other's files, and pip does not notice.
-    """
-    found = {name: version for name in PACKAGES if (version := _version(name))}
-    if len(found) == 1:
-        return " ".join(*found.items())
-    both = len(found) > 1
-    raise ExportError(
-        "ONNX Runtime is installed twice" if both else "ONNX Runtime is not installed",
-        where=", ".join(f"{name} {version}" for name, version in found.items()) or None,
-        why="both packages write the same files, whichever came last wins"
-        if both
-        else "every exported file is run once before it is handed over",
-        remedy=f"{'pip uninstall onnxruntime onnxruntime-gpu, then ' if both else ''}"
-        "pip install 'model-surgery[cpu]' (or [gpu])",
-    )
-
-
 def open_session(
     path: str | os.PathLike[str],
     *,
@@ -121,7 +90,7 @@ def open_session(
 
     described = None if options else read_graph(path)
     options = options or _recommended(described)
-    _require_providers(options.providers, ort.get_available_providers())
+    require_providers(options.providers, ort.get_available_providers())
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
     if threads:
@@ -153,13 +122,13 @@ def open_session(
             remedy="put the weights that lie beside a file (NAME.onnx.data) where the file lies, or export anew",
         ) from error
     # A provider may be built in and still fail to load its libraries.
-    _require_providers(options.providers, session.get_providers())
+    require_providers(options.providers, session.get_providers())
     return session
 
 
 def available(options: SessionOptions) -> SessionOptions:
     """The options without the providers that this machine lacks; the CPU always remains."""
-    there = tuple(provider for provider in options.providers if _starts(provider))
+    there = tuple(provider for provider in options.providers if starts(provider))
     told = options.provider_options if there[:1] == options.providers[:1] else {}
     return replace(options, providers=there or (CPU,), provider_options=told)
 
@@ -218,52 +187,3 @@ def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> list
         None, {n: v.astype("float16") if n in halves else v for n, v in taken.items()}
     )
     return outputs
-
-
-def _require_providers(wanted: Sequence[str], found: Sequence[str]) -> None:
-    missing = next((provider for provider in wanted if provider not in found), None)
-    if missing is not None:
-        raise ExportError(
-            f"{missing} is not available",
-            why=f"this ONNX Runtime has {', '.join(found)}",
-            remedy=f"pip install 'model-surgery[gpu]'{_LIBRARIES.get(missing, '')} on a machine with a "
-            "GPU, or open the file with options=SessionOptions()",
-        )
-
-
-@cache
-def _starts(provider: str) -> bool:
-    """Whether a provider is built in and its libraries load, too."""
-    import onnxruntime as ort
-
-    if provider == CPU:
-        return True
-    if provider not in ort.get_available_providers():
-        return False
-    told = ort.SessionOptions()
-    told.log_severity_level = 4
-    try:
-        # Where a provider fails, ONNX Runtime prints so and goes on without it.
-        with contextlib.redirect_stdout(io.StringIO()):
-            session = ort.InferenceSession(_smallest(), told, providers=[provider])
-    except Exception:  # onnxruntime's classes have no common root of their own
-        return False
-    return provider in session.get_providers()
-
-
-def _smallest() -> bytes:
-    """A model of one node."""
-    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "smallest", [x], [y])
-    opsets = [helper.make_opsetid("", 20)]
-    content: bytes = helper.make_model(
-        graph, opset_imports=opsets, ir_version=10
-    ).SerializeToString()
-    return content
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -5,8 +5,8 @@
     python -m benchmarks.study show                       # table, pictures and figures of what was run
 
 Each method's learning rate is chosen on the validation examples: the best two with seed 0, from a grid that grows until
-the best lies inside it, and the better one of them over all seeds. The table shows the test examples with that rate. Every run is kept as it ends; started
-again, the study goes on where it stopped.
+the best lies inside it, and the better one of them over all seeds. The table shows the test examples with that rate.
+Every run is kept as it ends; started again, the study goes on where it stopped.
 """
 
 from __future__ import annotations

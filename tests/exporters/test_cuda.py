@@ -20,7 +20,8 @@ from exporters.causal import decoder_step
 from exporters.inputs import collect
 from exporters.parity import relative_error
 from exporters.precision import TOLERANCES
-from exporters.runtime import CUDA, recommended_options
+from exporters.providers import CUDA
+from exporters.runtime import recommended_options
 from tests.exporters.conftest import adapt
 
 pytestmark = [

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import exporters
-from exporters import convert, runtime, staging
+from exporters import convert, providers, staging
 from exporters.errors import ExportError
 from surgery.errors import CaptureError, StateError, SurgeryError
 
@@ -206,7 +206,7 @@ def test_a_wrapped_model(build, tmp_path):
 
 @pytest.mark.parametrize("installed", [set(), {"onnxruntime", "onnxruntime-gpu"}])
 def test_onnx_runtime_missing_or_doubled(installed, build, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "_version", lambda name: "1.30" if name in installed else None)
+    monkeypatch.setattr(providers, "_version", lambda name: "1.30" if name in installed else None)
     error = refused(tmp_path, build("vit"))
     assert "model-surgery[cpu]" in str(error)
     assert ("twice" if installed else "not installed") in str(error)
@@ -214,7 +214,7 @@ def test_onnx_runtime_missing_or_doubled(installed, build, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("installed", [set(), {"onnxruntime", "onnxruntime-gpu"}])
 def test_nor_is_a_file_opened_then(installed, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "_version", lambda name: "1.30" if name in installed else None)
+    monkeypatch.setattr(providers, "_version", lambda name: "1.30" if name in installed else None)
     with pytest.raises(ExportError, match="twice" if installed else "not installed"):
         exporters.open_session(tmp_path / "model.onnx")
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import exporters
 from exporters import precision as precisions
-from exporters import runtime
 from exporters.errors import ExportError
 from exporters.parity import relative_error
-from exporters.runtime import CPU, CUDA, SessionOptions, available, open_session
+from exporters.providers import CPU, CUDA, require_providers
+from exporters.runtime import SessionOptions, available, open_session
 from tests.exporters.calls import Calls
 
 
@@ -76,7 +76,7 @@ def test_a_provider_that_is_missing_is_no_quiet_cpu(build, tmp_path):
         open_session(path, options=SessionOptions(("NowhereExecutionProvider", CPU)))
     assert "model-surgery[gpu]" in caught.value.remedy
     with pytest.raises(ExportError, match="CUDAExecutionProvider is not available"):
-        runtime._require_providers([CUDA, CPU], [CPU])  # built in, but its libraries did not load
+        require_providers([CUDA, CPU], [CPU])  # built in, but its libraries did not load
     assert open_session(path, options=SessionOptions((CPU,)))
 
 

@@ -8,7 +8,8 @@ import torch
 
 import exporters
 from exporters.errors import ExportError
-from exporters.runtime import CPU, CUDA, TENSORRT, SessionOptions, available, recommended_options
+from exporters.providers import CPU, CUDA, TENSORRT
+from exporters.runtime import SessionOptions, available, recommended_options
 from tests.exporters.conftest import ZOO
 
 
