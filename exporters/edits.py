@@ -23,6 +23,11 @@ def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:
 
 def drop_unread(graph: fx.Graph) -> None:
     """Drop what nobody reads, but for the marks of where ``vmap`` starts and ends, in place."""
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(
+                node
+            )  # torch forgets some where a torch.no_grad() of the model ends
     graph.eliminate_dead_code(
         lambda node: "vmap" in op_name(node) or (node.is_impure() and not _merely_draws(node))
     )

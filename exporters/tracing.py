@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter
 from typing import Any
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from exporters.every_row import EveryRow
 from exporters.inputs import Inputs, identifier
 from exporters.lengths import open_lengths
 from exporters.whole_numbers import fold_whole_numbers
@@ -100,7 +101,8 @@ def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:
         for name in inputs.tensors
     }
     # With gradients on, SDPA with a mask decomposes to strides that a dynamic batch cannot view.
-    with torch.no_grad(), _FourDimensions(), _bound(model, inputs) as bound:
+    rows = EveryRow()
+    with torch.no_grad(), _FourDimensions(), rows, _bound(model, inputs) as bound:
         # torch marks the very tensors that it traces with as dynamic: theirs are not ours to mark.
         given = {
             name: value.detach() if isinstance(value, Tensor) else value
@@ -111,7 +113,8 @@ def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:
         wanted, tensors = shapes if inputs.sizes else None, _Tensors()
         with model.register_forward_hook(tensors), open_lengths(model):
             program = capture(model, (), given, dynamic_shapes=wanted, values=values)
-    return Traced(program, inputs, frozenset(tensors.left_out))
+    notes = (*inputs.notes, rows.note) if rows.note else inputs.notes
+    return Traced(program, replace(inputs, notes=notes), frozenset(tensors.left_out))
 
 
 def spelled(path: Sequence[Any]) -> str:
