@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.axes import BATCH, Axes, check_axes, usual_axes
+from exporters.draws import draw, is_one_number, repeat
 from exporters.errors import ExportError
 from exporters.padding import MASK, is_mask, ragged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
@@ -83,13 +84,13 @@ class Inputs:
             for dim, axis in self.axes.get(name, {}).items():
                 shape[dim] = sizes.get(axis, shape[dim])
             if keep(name, value):
-                made[name] = _repeat(value, shape)
+                made[name] = repeat(value, shape)
             elif self.pads(name):
                 made[name] = ragged(shape, value)
             elif MASK in name:
-                made[name] = _repeat(value, shape)
+                made[name] = repeat(value, shape)
             else:
-                made[name] = _draw(value, shape, generator)
+                made[name] = draw(value, shape, generator)
         return replace(self, tensors=made)
 
     def pads(self, name: str) -> bool:
@@ -216,15 +217,6 @@ def _check_values(tensors: Mapping[str, Tensor], option: str) -> None:
             )
 
 
-def is_one_number(value: Tensor) -> bool:
-    """Whether a floating point input is the same everywhere, zeros for example: nothing would show on it."""
-    return (
-        value.is_floating_point()
-        and value.numel() > 0
-        and bool((value == value.flatten()[0]).all())
-    )
-
-
 def _of_one_value(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """What verification cannot take from the example, and whether it knows better."""
     for number, (name, value) in enumerate(tensors.items()):
@@ -241,23 +233,3 @@ def _spelled(value: Tensor) -> str:
     if value.numel() <= _SPELLED:
         return str(value.tolist())
     return f"the values given, {tuple(value.shape)}"
-
-
-def _draw(value: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
-    values = value.detach().cpu().flatten()
-    if not len(values):
-        return value.new_empty(shape)
-    if is_one_number(values):
-        return (values[0] + torch.rand(shape, generator=generator, dtype=value.dtype)).to(
-            value.device
-        )
-    chosen = torch.randint(len(values), shape, generator=generator)
-    return values[chosen].to(value.device)
-
-
-def _repeat(value: Tensor, shape: list[int]) -> Tensor:
-    for dim, size in enumerate(shape):
-        index = torch.arange(size, device=value.device)
-        length = value.shape[dim]
-        value = value.index_select(dim, index.clamp(max=length - 1) if dim else index % length)
-    return value
