@@ -22,11 +22,14 @@ def respell(graph: fx.Graph) -> None:
     * ``1.0 - n`` of whole numbers casts them first: torch's exporter promotes no second operand.
     * Equal parts of a dynamic size are selected, not split off: onnxscript wants to know the size.
     * A histogram of one bin over all there is (a mixture of one expert makes it) counts; torch's exporter refuses.
+    * A ``view`` becomes a ``reshape``: what torch's exporter makes of an attention may lie otherwise in memory.
     * A ``squeeze`` of sizes that are not 1 is left out: torch leaves them as they are, ONNX refuses.
     """
     for node in list(graph.nodes):
         if _subtracts_whole(node):
             _cast_operand(node)
+        elif node.target is aten.view.default:
+            node.target = aten.reshape.default
         elif _squeezes_nothing(node):
             node.replace_all_uses_with(node.args[0])
         elif _splits_evenly(node):

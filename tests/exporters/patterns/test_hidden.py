@@ -174,3 +174,21 @@ def test_torchs_own_encoder_with_padding(tmp_path):
             compare(model, path, {**inputs, "padding_mask": emptied})
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
+
+
+class Viewed(Padded):
+    """Joins its heads in a ``view``, as torch's own kernels lay them in memory."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        added = torch.where(attention_mask[:, None, None, :].bool(), 0.0, float("-inf"))
+        added = added.expand(-1, 2, x.shape[1], -1)
+        attended = F.scaled_dot_product_attention(q, k, v, added).transpose(1, 2)
+        return attended.view(*x.shape[:2], 8)
+
+
+def test_heads_may_be_joined_by_a_view(tmp_path):
+    model, path = Viewed("-inf"), tmp_path / "m.onnx"
+    assert export(model, path).fused == 1
+    for padding in ("right", "left"):
+        compare(model, path, given(padding))
