@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from torch import SymInt, Tensor, fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
@@ -21,8 +21,7 @@ from exporters.respell import respell
 from exporters.towers import told_apart
 from exporters.tracing import spelled, trace
 from surgery.anatomy.graph import op_name
-
-_ENCODER = "torch's fast path of TransformerEncoder gives 0 for padding: the file, as any graph, other values"
+from surgery.errors import SurgeryError
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,13 @@ class Captured:
     """A program ready to become ONNX.
 
     Attributes:
-        program: Exported at batch 2 and no open size below, so that none is mistaken for a constant 1.
+        program: Exported at batch 2, so that no size is mistaken for a constant 1.
         inputs: What it was exported on; its axes are those that stayed dynamic.
         outputs: Name of each output tensor.
         symbols: The axis behind each symbol of the graph, ``{"s77": "batch"}``, or the number that it is.
         limits: Smallest and largest size of each axis that the model accepts.
         notes: Axes that were asked for and that the model fixes, or sizes for which the graph does not hold.
+        raised: Axes that are 1 in the example.
     """
 
     program: ExportedProgram
@@ -44,68 +44,83 @@ class Captured:
     symbols: dict[str, str]
     limits: dict[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
+    raised: frozenset[str] = frozenset()
 
     @property
-    def shapes(self) -> list[tuple[int | SymInt, ...]]:
-        """Of each output."""
-        values = self.program.graph.output_node().args[0]
-        assert isinstance(values, tuple | list)
-        tensors = [value.meta["val"] for value in values if isinstance(value, fx.Node)]
-        return [tuple(value.shape) for value in tensors if isinstance(value, Tensor)]
+    def values(self) -> list[Tensor]:
+        """What the graph returns, as torch.export knows it: shapes and dtypes."""
+        returned = self.program.graph.output_node().args[0]
+        assert isinstance(returned, tuple | list)
+        found = [value.meta["val"] for value in returned if isinstance(value, fx.Node)]
+        return [value for value in found if isinstance(value, Tensor)]
 
 
 def capture(model: nn.Module, inputs: Inputs) -> Captured:
     """Export ``model`` with the dynamic axes of ``inputs``, as far as the model allows them.
 
+    torch takes a size of 1 for a constant. The batch is 2, therefore, and so is what the user calls open and
+    has at 1, where the model takes that.
+
     Raises:
         CaptureError: If the graph cannot be captured.
-        ExportError: If the model fixes a size at 2 that was 1 in the example, or its batch size; if it returns
-            no tensor.
+        ExportError: If the model fixes its batch size, or returns no tensor.
     """
-    raised = _raised(inputs)
-    if raised:
-        inputs = inputs.resized(raised, keep=lambda name, value: True)
+    raised = frozenset(a for a, n in inputs.sizes.items() if n == 1 and a != BATCH)
+    if raised and not inputs.proposed:
+        try:
+            found = _capture(model, _at_two(inputs, raised | {BATCH}))
+        except SurgeryError:
+            pass  # the sizes go with others that are not open, or broadcast
+        else:
+            if raised <= found.inputs.sizes.keys():
+                return replace(found, raised=raised)
+    return _capture(model, _at_two(inputs, {BATCH}))
+
+
+def _at_two(inputs: Inputs, axes: Collection[str]) -> Inputs:
+    others = {axis: 2 for axis, size in inputs.sizes.items() if axis in axes and size != 2}
+    return inputs.resized(others, keep=lambda name, value: True) if others else inputs
+
+
+def _capture(model: nn.Module, inputs: Inputs) -> Captured:
     traced = trace(model, inputs)
     program, inputs = traced.program, traced.inputs
     _tidy(program)
     outputs = _output_names(program, model)
-    inputs = told_apart(program, inputs) if inputs.proposed else inputs
+    inputs = told_apart(program, inputs, model) if inputs.proposed else inputs
     found, fixed = _symbols(program, inputs)
-    _check_open(model, [axis for axis in raised if axis in fixed])
+    _check_batch(model, [axis for axis in fixed if axis == BATCH or inputs.proposed])
     symbols = {symbol: axis for symbol, axis in found.items() if axis not in fixed}
     limits = limits_of(program, symbols)
+    # Where one input fixes a size, another of that name may have left it open.
+    closed = {symbol: str(fixed[axis]) for symbol, axis in found.items() if axis in fixed}
     notes = [
         *inputs.notes,
         *(f"{name} is no tensor: left out" for name in sorted(traced.left_out)),
-        *(f"{axis} is fixed at {size}: the model allows no other" for axis, size in fixed.items()),
-        *(_ENCODER for module in model.modules() if isinstance(module, nn.TransformerEncoder)),
+        *(_told_fixed(axis, size, axis in found.values()) for axis, size in fixed.items()),
         *told(program, symbols, limits),
     ]
     axes = {
         name: {dim: axis for dim, axis in dims.items() if axis not in fixed}
         for name, dims in inputs.axes.items()
     }
-    # Where one input fixes a size, another of that name may have left it open.
-    closed = {symbol: str(fixed[axis]) for symbol, axis in found.items() if axis in fixed}
     return Captured(
-        program, replace(inputs, axes=axes), outputs, symbols | closed, limits,
-        tuple(dict.fromkeys(notes)),
-    )  # fmt: skip
+        program, replace(inputs, axes=axes), outputs, symbols | closed, limits, tuple(notes)
+    )
 
 
-def _raised(inputs: Inputs) -> dict[str, int]:
-    """Size 2 for the batch, and for what the user calls open and has at 1, which torch takes for a constant."""
-    named = not inputs.proposed
-    return {a: 2 for a, size in inputs.sizes.items() if a == BATCH or (named and size == 1)}
+def _told_fixed(axis: str, size: int, elsewhere: bool) -> str:
+    also = f", so in all inputs that have a {axis}" if elsewhere else ""
+    return f"{axis} is fixed at {size}: the model allows no other{also}"
 
 
-def _check_open(model: nn.Module, fixed: Collection[str]) -> None:
-    """Refuse a graph that fixes a size which is not the example's."""
-    for axis in fixed:
+def _check_batch(model: nn.Module, fixed: Collection[str]) -> None:
+    """Refuse a graph that fixes a batch which is not the example's."""
+    if any(axis.endswith(BATCH) for axis in fixed):
         raise ExportError(
-            f"{type(model).__name__} works at one {axis} size only",
-            why=f"its graph turns the {axis} size into a constant",
-            remedy="pass example_inputs= of the size to serve, and dynamic=False or a mapping without it",
+            f"{type(model).__name__} works at one batch size only",
+            why="its graph turns the batch size into a constant",
+            remedy="pass example_inputs= of the batch size to serve, and dynamic=False",
         )
 
 
@@ -133,10 +148,21 @@ def _symbols(program: ExportedProgram, inputs: Inputs) -> tuple[dict[str, str], 
             size = nodes[identifier(name)].meta["val"].shape[dim]
             number = size if isinstance(size, int) else size.node.maybe_as_int()
             if number is None:
-                symbols[str(size)] = axis
+                known = symbols.setdefault(str(size), axis)
+                if known != axis:
+                    raise _two_names(known, axis, name)
             else:
                 fixed[axis] = number
     return symbols, fixed
+
+
+def _two_names(known: str, axis: str, name: str) -> ExportError:
+    return ExportError(
+        f"{known} and {axis} are two names for one size",
+        where=name,
+        why="the model takes no inputs in which they differ",
+        remedy=f"call both {known}, or leave {axis} out of dynamic=",
+    )
 
 
 def _output_names(program: ExportedProgram, model: nn.Module) -> tuple[str, ...]:

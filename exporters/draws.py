@@ -7,23 +7,22 @@ from torch import Tensor
 
 
 def is_one_number(value: Tensor) -> bool:
-    """Whether a floating point input is the same everywhere, zeros for example: nothing would show on it."""
-    return (
-        value.is_floating_point()
-        and value.numel() > 0
-        and bool((value == value.flatten()[0]).all())
-    )
+    """Whether a floating point input is one finite number everywhere, 0 for example: nothing would show on it."""
+    if not value.is_floating_point() or not value.numel():
+        return False
+    first = value.flatten()[0]
+    return bool(first.isfinite()) and bool((value == first).all())
 
 
 def draw(value: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
-    """A tensor of that shape with values of ``value``; where they are one number, from there to 1 more."""
+    """A tensor of that shape with values of ``value``; where they are one number, from there on upwards."""
     values = value.detach().cpu().flatten()
     if not len(values):
         return value.new_empty(shape)
     if is_one_number(values):
-        return (values[0] + torch.rand(shape, generator=generator, dtype=value.dtype)).to(
-            value.device
-        )
+        span = values[0].abs().clamp(min=1)
+        drawn = values[0] + span * torch.rand(shape, generator=generator, dtype=value.dtype)
+        return drawn.to(value.device)
     chosen = torch.randint(len(values), shape, generator=generator)
     return values[chosen].to(value.device)
 

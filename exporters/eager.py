@@ -28,9 +28,14 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Array]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            leaves = pytree.tree_leaves(model(**inputs.kwargs))
+            return flattened(model(**inputs.kwargs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def flattened(outputs: Any) -> list[Array]:
+    """Every tensor that a model returned, in the exporter's order."""
+    leaves = pytree.tree_leaves(outputs)
     return [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
@@ -60,9 +65,17 @@ def _widened(inputs: Inputs) -> Inputs:
     return inputs.on(next(iter(inputs.tensors.values())).device, torch.float64)
 
 
+def difference(expected: Array, found: Array) -> float:
+    """The largest one, where an infinity is as far as can be from all but itself; NaN if values are not comparable."""
+    if expected.shape != found.shape:
+        return math.nan
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    same = np.isinf(expected) & (expected == found)
+    gaps = np.abs(np.where(same, 0, expected) - np.where(same, 0, found))
+    largest = float(gaps.max(initial=0))
+    return largest if math.isfinite(largest) else math.nan
+
+
 def _apart(rounded: Array, exact: Array) -> float:
-    """The largest difference; 0 where the values are not comparable."""
-    if rounded.shape != exact.shape:
-        return 0.0
-    found = float(np.abs(rounded.astype(np.float64) - exact).max(initial=0))
-    return found if math.isfinite(found) else 0.0
+    found = difference(rounded, exact)
+    return 0.0 if math.isnan(found) else found

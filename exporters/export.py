@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from exporters.fuse import Site, fuse
 from exporters.generation import Generated
 from exporters.inputs import Inputs, collect
 from exporters.learned import SUFFIX, Learned, split
+from exporters.leftovers import leftovers, portable_twin
 from exporters.maker import Maker
 from exporters.metadata import check_labels, describe, qualified_name, versions
 from exporters.options import Adapters, check_options
@@ -93,8 +94,8 @@ def to_onnx(
         profile: For ``tensorrt``: smallest, most frequent and largest size of dynamic axes,
             ``{"batch": (1, 8, 32)}``; see :func:`exporters.profiles.complete` for the usual ones.
         portable: Whether to write a file of standard operators beside the fused one.
-        overwrite: Whether existing files may be replaced. What an earlier export to this path wrote and this
-            one does not (the portable file, weights, an adapter) is then removed.
+        overwrite: Whether existing files may be replaced. Weights and portable file of an export that
+            was there before, and that this one does not replace, are then removed.
         verify: Whether to verify. Leave it on.
         samples: Real inputs, as for ``example_inputs``, on which top-1 predictions must agree.
         labels: Name of each class, for the metadata.
@@ -127,8 +128,7 @@ def to_onnx(
     check_target(
         target, precision, runtime=bool(separate), cached=bool(cache), profile=bool(profile)
     )
-    family = _family(names[target])
-    check_destinations(family, overwrite)
+    check_destinations([*names.values(), *separate, about], overwrite)
     plain, learned = split(model) if separate else (plain_model(model), None)
     with kept_state(model):
         subject, inputs = _subject(plain.model, cache, example_inputs, dynamic)
@@ -137,7 +137,7 @@ def to_onnx(
             accuracy=accuracy, extra=metadata,
         )  # fmt: skip
         captured = capture(subject, inputs)
-        check_labels(labels, captured)
+        check_labels(labels, subject, captured)
         if profile:
             complete(captured, profile)  # an axis that is not there is known before the long work
         truth = _reference(subject, captured, samples) if verify else None
@@ -153,7 +153,7 @@ def to_onnx(
             )
             if report.passed:
                 card.write(aside.folder, report, maker.facts, plain.model)
-            _hand_over(report, aside, family)
+            _hand_over(report, aside, overwrite)
         return report
 
 
@@ -209,18 +209,7 @@ def _names(path: Path, target: Target, portable: bool) -> dict[Target, Path]:
         )
     if not portable or target == PORTABLE:
         return {target: path}
-    return {target: path, PORTABLE: _portable(path)}
-
-
-def _portable(path: Path) -> Path:
-    return path.with_suffix(f".portable{path.suffix}")
-
-
-def _family(path: Path) -> list[Path]:
-    """Whatever an export to this path may write: what is there of an earlier one would not belong to the new file."""
-    models = (path, _portable(path))
-    weights = [model.with_name(f"{model.name}.data") for model in models]
-    return [*models, *weights, path.with_suffix(SUFFIX), path.with_suffix(card.SUFFIX)]
+    return {target: path, PORTABLE: portable_twin(path)}
 
 
 def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[Path]:
@@ -236,10 +225,10 @@ def _adapter_file(path: Path, adapters: Adapters, precision: Precision) -> list[
     return [path.with_suffix(SUFFIX)]
 
 
-def _hand_over(report: ExportReport, aside: Stage, family: Collection[Path]) -> None:
+def _hand_over(report: ExportReport, aside: Stage, overwrite: bool) -> None:
     """Publish every file, or keep the rejected ones beside under another name and raise."""
     if report.passed:
-        aside.publish(family)
+        aside.publish(leftovers(report.files[0].path), overwrite=overwrite)
         return
     failed = [file for file in report.files if not file.passed]
     kept = [aside.reject(file.path.name, report.to_dict()) for file in failed]

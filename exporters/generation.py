@@ -56,6 +56,7 @@ class Generated:
 
     step: DecoderStep
     continuations: tuple[Continuation, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, step: DecoderStep, prompts: Any = None) -> Generated:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.axes import BATCH, Axes, check_axes, usual_axes
-from exporters.draws import draw, is_one_number, repeat
+from exporters.draws import draw, repeat
 from exporters.errors import ExportError
 from exporters.padding import MASK, is_mask, ragged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
@@ -67,7 +67,7 @@ class Inputs:
         """Fresh inputs of the same kind at other sizes.
 
         Every value is drawn from the values of the same input here, so that ids stay in the
-        vocabulary and pixels in their range; where it is one number everywhere, from there to 1 more.
+        vocabulary and pixels in their range; where it is one number everywhere, from there on upwards.
         Padding masks become ragged, in the sense that they have here; any other mask keeps its
         values, for one that is drawn may hide all there is.
 
@@ -175,8 +175,7 @@ def collect(
     _check_values(tensors, option)
     axes, notes = usual_axes(tensors) if dynamic is True else (dict(dynamic or {}), ())
     check_axes(tensors, axes)
-    told = (*notes, *_of_one_value(tensors))
-    return Inputs(tensors, constants, axes, told, proposed=dynamic is True)
+    return Inputs(tensors, constants, axes, notes, proposed=dynamic is True)
 
 
 def identifier(name: str) -> str:
@@ -215,18 +214,6 @@ def _check_values(tensors: Mapping[str, Tensor], option: str) -> None:
                 why="verification runs the model on values like these",
                 remedy=f"pass {option}= such as the model will see",
             )
-
-
-def _of_one_value(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """What verification cannot take from the example, and whether it knows better."""
-    for number, (name, value) in enumerate(tensors.items()):
-        first = value.flatten()[0].item() if value.numel() > 1 else None
-        if first is None or MASK in name:
-            continue
-        if is_one_number(value):
-            yield f"{name} is {first:g} everywhere: verified on random numbers from there to 1 more"
-        elif number == 0 and bool((value == first).all()):
-            yield f"{name} is {first} everywhere: verification saw no other value of it"
 
 
 def _spelled(value: Tensor) -> str:

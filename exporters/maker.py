@@ -80,7 +80,7 @@ class Maker:
                 staged, self.truth, wanted, here, tolerance, self.adapter,
                 timed=options.providers == (CPU,),
             )  # fmt: skip
-            self.notes.extend(found.notes)
+            self.notes.extend((*self.truth.notes, *found.notes))
         return FileReport(
             path,
             target,

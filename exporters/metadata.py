@@ -87,16 +87,21 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def check_labels(labels: Sequence[str] | None, captured: Captured) -> None:
-    """Whether there is a label for each number of the first output, where that is (batch, classes).
+def check_labels(labels: Sequence[str] | None, model: nn.Module, captured: Captured) -> None:
+    """Whether some output has a number for each label, of a model that does not say how many classes it has.
+
+    A lone number may stand for two classes.
 
     Raises:
         ExportError: With both numbers.
     """
-    first = next(iter(captured.shapes), ())
-    classes = first[1] if len(first) == 2 else None
-    if labels is not None and isinstance(classes, int) and len(labels) != classes > 1:
-        raise _unlabelled(len(labels), f"the first output has {classes} numbers a row")
+    if labels is None or _classes(model) is not None:
+        return
+    scores = [value for value in captured.values if value.is_floating_point() and value.ndim > 1]
+    widths = [value.shape[-1] for value in scores if isinstance(value.shape[-1], int)]
+    if widths and not {1, len(labels)} & set(widths):
+        told = " or ".join(map(str, dict.fromkeys(widths)))
+        raise _unlabelled(len(labels), f"its outputs have {told} numbers a row")
 
 
 def qualified_name(model: nn.Module) -> str:
@@ -140,10 +145,16 @@ def _labels(model: nn.Module, given: Sequence[str] | None) -> list[str] | None:
     config = getattr(model, "config", None)
     if given is None:
         return _own_labels(config)
-    classes = getattr(config, "num_labels", None) or getattr(model, "num_classes", None)
+    classes = _classes(model)
     if classes and len(given) != classes:
         raise _unlabelled(len(given), f"the model has {classes} classes")
     return list(given)
+
+
+def _classes(model: nn.Module) -> int | None:
+    """How many classes a model says it has."""
+    config = getattr(model, "config", None)
+    return getattr(config, "num_labels", None) or getattr(model, "num_classes", None) or None
 
 
 def _unlabelled(count: int, why: str) -> ExportError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,10 +11,11 @@ import numpy as np
 from torch import nn
 
 from exporters.capture import Captured
-from exporters.eager import Array, Case, outputs_of, rounding
+from exporters.coverage import told
+from exporters.eager import Array, Case, difference, outputs_of, rounding
 from exporters.errors import ExportError
 from exporters.inputs import Inputs
-from exporters.probes import first_finite, first_taken, padded_otherwise, probes
+from exporters.probes import first_taken, first_without_nan, padded_otherwise, probes
 from surgery.errors import told_by
 
 _EXACT = 1e-4
@@ -78,6 +78,10 @@ class Found:
 class Reference(Protocol):
     """What a file is measured against."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know about it."""
+
     def measure(self, call: Call, tolerance: float) -> Found:
         """Make every call that is to be tried, and compare."""
 
@@ -95,6 +99,7 @@ class Truth:
         hidden: Inputs whose rows are padded in other ways, with their outputs: for exact files.
         samples: The user's own inputs, for top-1 agreement, with their outputs.
         model: In fp32.
+        notes: What a reader should know about them.
     """
 
     outputs: tuple[str, ...]
@@ -102,6 +107,7 @@ class Truth:
     samples: Case | None
     model: nn.Module
     hidden: tuple[Case, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, captured: Captured, samples: Inputs | None = None) -> Truth:
@@ -111,19 +117,10 @@ class Truth:
             ExportError: If the model does not take its inputs or the samples, or runs at no other size.
         """
         cases = tuple(first_taken(model, tries, captured.inputs) for tries in probes(captured))
-        hidden = tuple(first_finite(model, padded_otherwise(cases[-1][0])))
-        if samples is None:
-            return cls(captured.outputs, cases, None, model, hidden)
-        try:
-            told = samples, outputs_of(model, samples)
-            return cls(captured.outputs, cases, told, model, hidden)
-        except Exception as error:  # whatever the model raises for inputs it cannot take
-            raise ExportError(
-                f"{type(model).__name__} does not take the samples",
-                where=_shapes(samples),
-                why=told_by(error),
-                remedy="pass samples= of the same kind as the example inputs",
-            ) from error
+        hidden = tuple(first_without_nan(model, padded_otherwise(cases[-1][0])))
+        notes = tuple(told(model, captured, cases))
+        chosen = None if samples is None else _sampled(model, samples)
+        return cls(captured.outputs, cases, chosen, model, hidden, notes)
 
     @cached_property
     def open(self) -> list[float]:
@@ -161,6 +158,18 @@ class Truth:
         return None if self.steady else _DRAWS
 
 
+def _sampled(model: nn.Module, samples: Inputs) -> Case:
+    try:
+        return samples, outputs_of(model, samples)
+    except Exception as error:  # whatever the model raises for inputs it cannot take
+        raise ExportError(
+            f"{type(model).__name__} does not take the samples",
+            where=_shapes(samples),
+            why=told_by(error),
+            remedy="pass samples= of the same kind as the example inputs",
+        ) from error
+
+
 def compare(
     call: Call, truth: Truth, tolerance: float, cases: Sequence[Case] | None = None
 ) -> list[ParityRow]:
@@ -190,21 +199,12 @@ def top1_agreement(call: Call, truth: Truth) -> float | None:
 
 def relative_error(expected: Array, found: Array) -> float:
     """max|difference| / max|reference| of finite values; NaN for other shapes, NaN, and infinity on one side alone."""
-    if expected.shape != found.shape:
-        return math.nan
-    expected, found = expected.astype(np.float64), found.astype(np.float64)
-    same = np.isinf(expected) & (expected == found)
-    largest = _largest(expected)
-    difference = float(
-        np.abs(np.where(same, 0, expected) - np.where(same, 0, found)).max(initial=0)
-    )
-    if not math.isfinite(difference):
-        return math.nan
-    return difference / largest if largest else difference
+    largest, apart = _largest(expected), difference(expected, found)
+    return apart / largest if largest else apart
 
 
 def _largest(values: Array) -> float:
-    return float(np.abs(values[np.isfinite(values)]).max(initial=0))
+    return float(np.abs(values[np.isfinite(values)].astype(np.float64)).max(initial=0))
 
 
 def _shapes(inputs: Inputs) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -46,14 +47,25 @@ def check_destinations(files: list[Path], overwrite: bool) -> None:
         if path.is_dir():
             raise _unwritable(path, "it is a directory")
         if not overwrite:
+            check_absent([path])
+    for folder in {path.parent for path in files}:
+        _check_folder(folder, files[0])
+
+
+def check_absent(files: Collection[Path]) -> None:
+    """Refuse to replace what is there.
+
+    Raises:
+        ExportError: With the first that is.
+    """
+    for path in files:
+        if os.path.lexists(path):
             raise ExportError(
                 "the file exists already",
                 where=str(path),
                 why="an exported file is never replaced unasked",
                 remedy="pass overwrite=True or another path",
             )
-    for folder in {path.parent for path in files}:
-        _check_folder(folder, files[0])
 
 
 def make_folder(path: Path) -> None:
@@ -80,11 +92,15 @@ def check_model(model: nn.Module) -> None:
             why="to_onnx takes a torch.nn.Module",
             remedy="pass the model itself, in eval mode",
         )
-    if isinstance(model, torch.jit.ScriptModule):
+    scripted = (n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule))
+    if (name := next(scripted, None)) is not None:
         raise ExportError(
-            f"{type(model).__name__} is TorchScript",
+            f"{type(model).__name__} is TorchScript"
+            if not name
+            else "a part of the model is TorchScript",
+            where=name or None,
             why="torch.export follows Python code, and a scripted or traced model has none left",
-            remedy="pass the model that torch.jit.script or torch.jit.trace was given",
+            remedy="pass what torch.jit.script or torch.jit.trace was given",
         )
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
@@ -94,14 +110,15 @@ def check_model(model: nn.Module) -> None:
             why="dropout and batch statistics would be exported as they are now",
             remedy="call model.eval() first",
         )
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
             raise ExportError(
                 "the model has no weights",
                 where=name,
                 why="it is on the meta device, which keeps shapes alone",
                 remedy="load its weights first, or build it on the CPU",
             )
+    for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not torch.isfinite(parameter).all():
             raise _not_finite(name, parameter)
     for name, buffer in model.named_buffers():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exporters.axes import BATCH, SEQUENCE
 from exporters.capture import Captured
+from exporters.draws import is_one_number
 from exporters.eager import Case, outputs_of
 from exporters.errors import ExportError
 from exporters.inputs import Choice, Inputs
@@ -18,8 +19,7 @@ from exporters.padding import as_padding, is_mask, token_of
 from surgery.errors import told_by
 
 BATCHES = (1, 2, 5)
-_LONGER, _SMALL = 3, 2
-"""So much longer is the second length; of so small a size it is not known whether the example had 1."""
+_LONGER = 3
 
 Turns = tuple[int, ...]
 """Sizes of an axis, to be tried in turn until the model takes one."""
@@ -42,30 +42,54 @@ def probes(captured: Captured) -> Iterator[list[Inputs]]:
     if not inputs.sizes:
         yield [inputs]
     choices = {
-        axis: _choices(axis, size, captured.limits[axis]) for axis, size in inputs.sizes.items()
+        axis: _choices(axis, size, captured.limits[axis], axis in captured.raised)
+        for axis, size in inputs.sizes.items()
     }
     for seed, chosen in enumerate(product(*choices.values())):
         turns = (_at(turn, chosen) for turn in range(max(map(len, chosen), default=1)))
         each = [dict(zip(choices, sizes, strict=True)) for sizes in turns]
-        yield [inputs.resized(sizes, seed, keep) for sizes in each for keep in _KEEP]
+        keeps = [*_KEEP, *(_and_numbers(keep) for keep in _KEEP)] if _has_numbers(inputs) else _KEEP
+        yield [inputs.resized(sizes, seed, keep) for sizes in each for keep in keeps]
+
+
+def _has_numbers(inputs: Inputs) -> bool:
+    return any(is_one_number(value) for value in inputs.tensors.values())
+
+
+def _and_numbers(keep: Choice) -> Choice:
+    """What is one number everywhere keeps it too: not every number will do in its place."""
+    return lambda name, value: keep(name, value) or is_one_number(value)
 
 
 def first_taken(model: nn.Module, tries: list[Inputs], given: Inputs) -> Case:
-    """The first inputs that the model takes, with what it makes of them; ``given`` are the example's.
+    """The first inputs of which the model makes numbers, else those it takes, with its outputs.
+
+    Args:
+        model: The model.
+        tries: Inputs.
+        given: Those of the example.
 
     Raises:
         ExportError: If it takes none of them, or not even those given.
     """
+    undefined: Case | None = None
+    last: Exception | None = None
     for inputs in tries:
         try:
-            return inputs, outputs_of(model, inputs)
+            found = inputs, outputs_of(model, inputs)
         except Exception as error:  # whatever the model raises for inputs it cannot take
             last = error
+            continue
+        if not _has_nan(found):
+            return found
+        undefined = undefined or found
+    if undefined is not None:
+        return undefined
     _check_taken(model, given)
     raise ExportError(
         f"{type(model).__name__} does not run at other sizes than those of the example inputs",
         where=str(tries[-1].sizes),
-        why=told_by(last),
+        why=None if last is None else told_by(last),
         remedy="pass dynamic=False, or a mapping of those dimensions that the model leaves open",
     ) from last
 
@@ -105,24 +129,28 @@ def _padded_left(mask: Tensor, emptied: bool) -> Tensor:
     return as_padding(seen, mask)
 
 
-def first_finite(model: nn.Module, tries: Iterator[Inputs]) -> Iterator[Case]:
+def first_without_nan(model: nn.Module, tries: Iterator[Inputs]) -> Iterator[Case]:
     """The first inputs that the model takes and makes numbers of, if there are any."""
     for inputs in tries:
         try:
-            outputs = outputs_of(model, inputs)
+            found = inputs, outputs_of(model, inputs)
         except Exception:  # whatever the model raises for padding it cannot take
             continue
-        if not any(np.isnan(output).any() for output in outputs):
-            yield inputs, outputs
+        if not _has_nan(found):
+            yield found
             return
+
+
+def _has_nan(case: Case) -> bool:
+    return any(np.isnan(output).any() for output in case[1])
 
 
 def _at(turn: int, chosen: tuple[Turns, ...]) -> tuple[int, ...]:
     return tuple(turns[min(turn, len(turns) - 1)] for turns in chosen)
 
 
-def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[Turns, ...]:
-    """Sizes to be tried, all of them within the limits."""
+def _choices(axis: str, size: int, limits: tuple[int, int], raised: bool) -> tuple[Turns, ...]:
+    """Sizes to be tried, all of them within the limits; what was raised is tried as it was in the example."""
     lower, upper = limits
     if axis.endswith(BATCH):
         batches = dict.fromkeys(min(max(batch, lower), upper) for batch in BATCHES)
@@ -134,5 +162,5 @@ def _choices(axis: str, size: int, limits: tuple[int, int]) -> tuple[Turns, ...]
     else:
         # An image of twice the size divides into patches and strides as this one does, and so does half of it.
         found = [n for n in (min(2 * size, upper), size // 2) if lower <= n != size]
-    smallest: tuple[Turns, ...] = ((1, size),) if lower <= 1 < size <= _SMALL else ()
-    return ((size,), *([tuple(found)] if found else []), *smallest)
+        found += [size] if found and 2 * size > upper else []
+    return ((size,), *([tuple(found)] if found else []), *([(1,)] if raised else []))

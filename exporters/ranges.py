@@ -42,9 +42,9 @@ def limits_of(program: ExportedProgram, symbols: Mapping[str, str]) -> dict[str,
 
 
 def described(limits: Limits, sizes: Mapping[str, int]) -> dict[str, dict[str, int | None]]:
-    """The limits as plain data, for whoever serves the file, with the sizes of the example; most is None for any."""
+    """The limits as plain data, for whoever serves the file, with the traced sizes; most is None for any."""
     return {
-        axis: {"least": least, "most": most if most < _UNBOUNDED else None, "example": sizes[axis]}
+        axis: {"least": least, "most": most if most < _UNBOUNDED else None, "traced": sizes[axis]}
         for axis, (least, most) in limits.items()
         if axis not in _STEP
     }
@@ -92,7 +92,11 @@ def _is_of_layout(guard: Any) -> bool:
 def _may_fail(guard: sympy.Basic, axes: Mapping[sympy.Basic, str], limits: Limits) -> bool:
     tried = _TRIED if len(axes) == 1 else _FEW
     sizes = [[n for n in tried if limits[a][0] <= n <= limits[a][1]] for a in axes.values()]
-    return any(
-        guard.xreplace(dict(zip(axes, map(sympy.Integer, chosen), strict=True))) == sympy.false
-        for chosen in product(*sizes)
-    )
+    return any(_fails(guard, dict(zip(axes, chosen, strict=True))) for chosen in product(*sizes))
+
+
+def _fails(guard: sympy.Basic, sizes: Mapping[sympy.Basic, int]) -> bool:
+    try:
+        return bool(guard.xreplace({s: sympy.Integer(n) for s, n in sizes.items()}) == sympy.false)
+    except ZeroDivisionError:  # so small a size that a part of it is none
+        return False

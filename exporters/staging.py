@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from exporters.errors import ExportError
+from exporters.preflight import check_absent
 
 _WHOLES = (".onnx", ".json")
 """Suffixes of files that others are parts of: a model's weights, a checkpoint's tensors."""
@@ -26,23 +27,32 @@ class Stage:
     def __init__(self, folder: Path, destination: Path) -> None:
         self.folder, self.destination = folder, destination
 
-    def publish(self, family: Collection[Path] = ()) -> None:
+    def publish(self, left: Collection[Path] = (), *, overwrite: bool = True) -> None:
         """Move every file into the destination: parts, what names them (a model, a config), the card.
 
-        Of ``family``, what an earlier export left and this one does not replace goes first. Parts of
-        another file never meet an old one of that name, nor does a model meet the card of another: the
-        old one goes first. Whoever reads, or finds the folder after a crash, sees the old
+        Parts of another file never meet an old one of that name, nor does a model meet the card of
+        another: the old one goes first. Whoever reads, or finds the folder after a crash, sees the old
         whole, the new whole, or none.
+
+        Args:
+            left: What belongs to an old file; of it, what was not replaced is removed at the end.
+            overwrite: Whether files that are there may be replaced.
+
+        Raises:
+            ExportError: If they may not, and there are some by now.
         """
         files = sorted(self.folder.iterdir(), key=_turn)
+        targets = [self.destination / file.name for file in files]
+        if not overwrite:
+            check_absent(targets)
         for file in files:
             _sync(file)
-        written = {file.name for file in files}
-        left = [path for path in family if path.name not in written]
-        for path in (*left, *(self.destination / file.name for file in _stale(files))):
+        for file in _stale(files):
+            (self.destination / file.name).unlink(missing_ok=True)
+        for file, target in zip(files, targets, strict=True):
+            os.replace(file, target)
+        for path in set(left) - set(targets):
             path.unlink(missing_ok=True)
-        for file in files:
-            os.replace(file, self.destination / file.name)
         _sync(self.destination)
 
     def size(self, name: str) -> int:

@@ -12,7 +12,7 @@ import torch
 
 _ROUNDS, _CALLS, _WARMUP = 2, 8, 2
 _TURN_MS = 500.0
-"""A turn of a quick look takes about as long, and one call at least."""
+"""About what a turn of a quick look takes; of longer calls there is one alone."""
 
 Contenders = Mapping[str, Callable[[], Any]]
 
@@ -39,10 +39,13 @@ class Beside:
 def quick_look(
     model: Callable[[], Any], file: Callable[[], Any], sizes: dict[str, int], threads: int
 ) -> Beside:
-    """Time a model and its file in a second or two: what to expect, and no benchmark."""
+    """Time a model and its file in a second or two, or by one call of each: what to expect, and no benchmark."""
     with torch.no_grad():
-        longest = max(milliseconds(call) for call in (model, file))
-    calls = max(1, min(_CALLS, int(_TURN_MS / longest)))
+        first = {"model": milliseconds(model), "file": milliseconds(file)}
+    longest = max(first.values())
+    if longest > _TURN_MS:
+        return Beside(first["model"], first["file"], sizes, threads, 1)
+    calls = min(_CALLS, int(_TURN_MS / longest))
     contenders = {"model": model, "file": file}
     times = take_turns(contenders, _ROUNDS, calls, min(calls, _WARMUP))
     return Beside(min(times["model"]), min(times["file"]), sizes, threads, _ROUNDS * calls)

@@ -13,6 +13,7 @@ import onnx
 from exporters.axes import BATCH
 from exporters.errors import ExportError
 from exporters.external import read_graph
+from exporters.leftovers import portable_twin
 from exporters.metadata import facts
 from exporters.pbtxt import render
 from exporters.preflight import make_folder
@@ -155,7 +156,7 @@ def _engine(told: dict[str, Any], engine: Engine | None, source: Path) -> Engine
             f"unknown engine {engine!r}", remedy=f"choose one of {', '.join(map(repr, _TAKES))}"
         )
     if target not in _TAKES[engine]:
-        portable = source.with_suffix(f".portable{source.suffix}").name
+        portable = portable_twin(source).name
         why = f"it was fused for {target}, and {engine} runs {' or '.join(_TAKES[engine])} files"
         raise _unfit(source, why, f"pass the file beside it, {portable}")
     return engine

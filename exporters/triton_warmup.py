@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LENGTH = 8
 """Of a sequence, and where nothing is known: short, for a model may be short of positions."""
 Axes = Mapping[str, Mapping[str, int | None]]
-"""Least, most and example size of dynamic axes, as they are in a file's metadata."""
+"""Least, most and traced size of dynamic axes, as they are in a file's metadata."""
 NOTHING_KNOWN: Axes = MappingProxyType({})
 _ONES = {"TYPE_INT64": np.int64, "TYPE_INT32": np.int32, "TYPE_INT8": np.int8}
 """Types of masks that have 1 where there is a token; of booleans some mean the opposite."""
@@ -30,7 +30,7 @@ def requests(
 ) -> Iterator[dict[str, Any]]:
     """One request of each batch size, as ``ModelWarmup``; of size 0 where Triton does not know the batch.
 
-    Sequences are short, every other axis is as large as in the example, both within what the file holds for.
+    Sequences are short, every other axis is as large as it was traced, both within what the file holds for.
     With a cache it is a single token behind others: an empty past has no bytes, and several tokens behind
     a past are refused by a kernel for more than one row.
     """
@@ -56,7 +56,7 @@ def files(warmups: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
 
 
 def _length(axis: str, known: Mapping[str, int | None]) -> int:
-    wanted = None if axis.endswith((SEQUENCE, BATCH)) else known.get("example")
+    wanted = None if axis.endswith((SEQUENCE, BATCH)) else known.get("traced")
     at_least = max(wanted or _LENGTH, known.get("least") or 1)
     return min(at_least, known.get("most") or at_least)
 

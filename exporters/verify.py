@@ -114,7 +114,7 @@ def verify(
         found.parity, found.top1 = measured.rows, measured.agreement
         found.problems += [measured.remark] if measured.remark else []
         found.parity += _with_adapter(path, adapter, options, tolerance)
-        if timed:
+        if timed and all(row.passed for row in found.parity):
             model, inputs = truth.one_call()
             calls = partial(model, **inputs.kwargs), partial(run, session, inputs.feeds)
             found.latency = quick_look(*calls, inputs.sizes, threads)

@@ -238,13 +238,19 @@ def test_a_failure_while_moving_keeps_the_old_file(build, tmp_path, monkeypatch)
     assert (tmp_path / "model.onnx").read_text() == "precious"
 
 
-def test_a_model_without_weights(build, tmp_path):
+@pytest.mark.parametrize("kind", ["parameters", "buffers"])
+def test_a_model_without_weights(kind, tmp_path):
+    model = nn.BatchNorm1d(4, affine=kind == "parameters", track_running_stats=kind == "buffers")
     with pytest.raises(ExportError, match="no weights"):
-        exporters.to_onnx(build("vit").to("meta"), tmp_path / "model.onnx")
+        exporters.to_onnx(
+            model.to("meta").eval(), tmp_path / "m.onnx", example_inputs=torch.randn(2, 4)
+        )
 
 
-def test_a_model_without_code(tmp_path):
+@pytest.mark.parametrize("part", [False, True])
+def test_a_model_without_code(part, tmp_path):
     model = torch.jit.script(nn.Linear(4, 3).eval())
+    model = nn.Sequential(model).eval() if part else model
     with pytest.raises(ExportError, match="TorchScript"):
         exporters.to_onnx(model, tmp_path / "model.onnx", example_inputs=torch.randn(2, 4))
 
@@ -279,5 +285,7 @@ def test_the_users_example_keeps_no_mark_of_a_failed_export(tmp_path):
 
     x = torch.randn(2, 4)
     with pytest.raises(CaptureError):
-        exporters.to_onnx(Asks().eval(), tmp_path / "m.onnx", example_inputs=x)
+        exporters.to_onnx(
+            Asks().eval(), tmp_path / "m.onnx", example_inputs=x, dynamic={"x": {0: "rows"}}
+        )
     assert vars(x) == {}

@@ -149,6 +149,20 @@ class Scores(nn.Module):
         return self.layer(x)
 
 
+class Several(Scores):
+    """Features first, then scores; whole numbers that count nothing."""
+
+    def forward(self, x):
+        return x, super().forward(x), x.long()
+
+
+def test_labels_may_be_of_any_output(tmp_path):
+    given = {"example_inputs": torch.randn(2, 4), "labels": ["a", "b", "c"], "verify": False}
+    exporters.to_onnx(Several(3).eval(), tmp_path / "m.onnx", **given)
+    with pytest.raises(ExportError, match="4 or 5 numbers a row"):
+        exporters.to_onnx(Several(5).eval(), tmp_path / "n.onnx", **given)
+
+
 @pytest.mark.parametrize(("classes", "fits"), [(3, False), (2, True), (1, True)])
 def test_labels_are_as_many_as_numbers_in_a_row(classes, fits, tmp_path):
     """A lone number may stand for two classes."""

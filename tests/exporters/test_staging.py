@@ -11,10 +11,23 @@ import pytest
 import torch
 
 import exporters
-from exporters import convert, maker
+from exporters import convert, maker, staging
 from exporters.errors import ExportError
+from exporters.leftovers import leftovers
 from exporters.staging import stage
 from exporters.verify import Verification
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr(convert, "LARGEST_FILE", 1000)
+
+
+def raising(error):
+    def fail(*args):
+        raise error
+
+    return fail
 
 
 def test_what_is_not_published_is_gone(tmp_path):
@@ -32,32 +45,70 @@ def test_what_is_published_stays_and_the_stage_goes(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"a.onnx", "a.onnx.data"}
 
 
-def test_what_an_earlier_export_left_goes_with_it(tmp_path):
-    old = [tmp_path / name for name in ("a.onnx", "a.portable.onnx", "a.onnx_adapter")]
+def test_what_belongs_to_an_old_file_goes_once_the_new_one_is_there(tmp_path, monkeypatch):
+    old = [tmp_path / name for name in ("a.onnx", "a.portable.onnx", "a.onnx.data")]
     for file in (*old, tmp_path / "b.onnx"):
         file.write_text("old")
-    with stage(tmp_path) as aside:
-        (aside.folder / "a.onnx").write_text("new")
-        aside.publish(old)
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
-        "a.onnx": "new",
+
+    def publish():
+        with stage(tmp_path) as aside:
+            (aside.folder / "a.onnx").write_text("new")
+            aside.publish(old)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(staging.os, "replace", raising(OSError("no")))
+        with pytest.raises(ExportError):
+            publish()
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {
+        **{file.name: "old" for file in old},
         "b.onnx": "old",
     }
+    publish()
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"a.onnx": "new", "b.onnx": "old"}
 
 
-@pytest.mark.parametrize(
-    "left", ["m.portable.onnx", "m.onnx.data", "m.portable.onnx.data", "m.onnx_adapter", "m.md"]
-)
-def test_no_file_meets_one_of_an_earlier_export(left, tmp_path):
-    (tmp_path / left).write_text("old")
-    model, x = torch.nn.Linear(4, 3).eval(), torch.randn(2, 4)
-    given = {"example_inputs": x, "portable": False, "verify": False}
+def test_a_file_that_appeared_meanwhile_is_kept(tmp_path):
+    def publish():
+        with stage(tmp_path) as aside:
+            (aside.folder / "a.onnx.data").write_text("new")
+            (tmp_path / "a.onnx.data").write_text("old")
+            aside.publish(overwrite=False)
+
     with pytest.raises(ExportError, match="exists already"):
-        exporters.to_onnx(model, tmp_path / "m.onnx", **given)
-    assert [file.name for file in tmp_path.iterdir()] == [left]
-    exporters.to_onnx(model, tmp_path / "m.onnx", overwrite=True, **given)
-    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "m.md"}
-    assert (tmp_path / "m.md").read_text() != "old"
+        publish()
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"a.onnx.data": "old"}
+
+
+def exported(path, seed=0, **options):
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(64, 64).eval()
+    exporters.to_onnx(
+        model, path, example_inputs=torch.randn(2, 64), verify=False, overwrite=True, **options
+    )
+
+
+def test_the_portable_twin_of_a_file_that_is_replaced_goes_too(large, tmp_path):
+    exported(tmp_path / "m.onnx")
+    assert len(leftovers(tmp_path / "m.onnx")) == 3
+    exported(tmp_path / "m.onnx", seed=1, portable=False)
+    assert {f.name for f in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data", "m.md"}
+
+
+def test_weights_beside_go_where_the_new_ones_are_inside(large, tmp_path, monkeypatch):
+    exported(tmp_path / "m.onnx", target="portable")
+    monkeypatch.setattr(convert, "LARGEST_FILE", 1 << 30)
+    exported(tmp_path / "m.onnx", target="portable")
+    assert {f.name for f in tmp_path.iterdir()} == {"m.onnx", "m.md"}
+
+
+def test_files_that_only_have_such_a_name_stay(tmp_path):
+    exported(tmp_path / "m.onnx", seed=1, portable=False)
+    exported(tmp_path / "m.portable.onnx", target="portable")
+    for name in ("m.onnx_adapter", "m.onnx.data"):
+        (tmp_path / name).write_text("somebody else's")
+    before = {f.name for f in tmp_path.iterdir()}
+    exported(tmp_path / "m.onnx", portable=False)
+    assert {f.name for f in tmp_path.iterdir()} == before
 
 
 def test_a_link_that_leads_nowhere_is_a_file(tmp_path):
@@ -85,11 +136,6 @@ def test_a_folder_that_vanished(tmp_path):
         pass
 
 
-@pytest.fixture
-def large(monkeypatch):
-    monkeypatch.setattr(convert, "LARGEST_FILE", 1000)
-
-
 def test_large_weights_go_to_a_file_of_their_own(large, build, tmp_path):
     model = build("vit")
     report = exporters.to_onnx(model, tmp_path / "model.onnx", target="portable")
@@ -109,7 +155,7 @@ def test_large_weights_go_to_a_file_of_their_own(large, build, tmp_path):
 def test_a_rejected_file_finds_its_weights_under_their_new_name(
     large, build, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(maker, "verify", lambda *_: Verification(problems=["because"]))
+    monkeypatch.setattr(maker, "verify", lambda *_, **__: Verification(problems=["because"]))
     with pytest.raises(exporters.VerificationError, match="because"):
         exporters.to_onnx(build("vit"), tmp_path / "model.onnx", target="portable")
     names = {"model.rejected.onnx", "model.rejected.onnx.data", "model.rejected.json"}

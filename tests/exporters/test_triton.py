@@ -128,8 +128,8 @@ def test_batches_stay_within_what_the_file_holds_for(tmp_path):
         verify=False,
     )
     told = exporters.facts(file)["axes"]
-    assert told["batch"] == {"least": 1, "most": 8, "example": 2}
-    assert (told["time"]["example"], told["time"]["most"]) == (50, None)
+    assert told["batch"] == {"least": 1, "most": 8, "traced": 2}
+    assert (told["time"]["traced"], told["time"]["most"]) == (50, None)
     config = parsed(exporters.triton_repository(file, tmp_path / "repo"))
     assert config.max_batch_size == 8
     assert [w.batch_size for w in config.model_warmup] == [1, 8]

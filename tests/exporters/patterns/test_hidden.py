@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, 2)
 
     def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
         return self.layers(x, src_key_padding_mask=padding_mask)
