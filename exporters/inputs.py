@@ -18,6 +18,7 @@ from exporters.padding import MASK, is_mask, ragged
 from surgery.anatomy.inputs import ExampleInputs, example_inputs
 
 _SPELLED = 16
+_SEGMENTS = "token_type_ids"
 
 Choice = Callable[[str, Tensor], bool]
 """Of inputs, by name and value."""
@@ -175,6 +176,7 @@ def collect(
     _check_values(tensors, option)
     axes, notes = usual_axes(tensors) if dynamic is True else (dict(dynamic or {}), ())
     check_axes(tensors, axes)
+    notes = (*notes, *_of_segments(model, tensors))
     return Inputs(tensors, constants, axes, notes, proposed=dynamic is True)
 
 
@@ -214,6 +216,14 @@ def _check_values(tensors: Mapping[str, Tensor], option: str) -> None:
                 why="verification runs the model on values like these",
                 remedy=f"pass {option}= such as the model will see",
             )
+
+
+def _of_segments(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Tokenizers make ``token_type_ids`` for many models, and a file refuses what is no input of it."""
+    kinds = getattr(getattr(model, "config", None), "type_vocab_size", None) or 0
+    taken = inspect.signature(model.forward).parameters
+    if kinds > 1 and _SEGMENTS in taken and _SEGMENTS not in tensors:
+        yield f"{_SEGMENTS} is no input of the file, but all 0: pass example_inputs= with it to feed pairs of texts"
 
 
 def _spelled(value: Tensor) -> str:

@@ -132,6 +132,15 @@ def test_infinities_and_whole_numbers_stay_one(value):
     assert torch.equal(drawn, value[:1].expand(5, 4))
 
 
+def test_segments_that_are_left_out_are_told(build):
+    model = build("bert")
+    assert any("token_type_ids is no input" in note for note in collect(model).notes)
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    given = {"input_ids": ids, "attention_mask": ids + 1, "token_type_ids": ids}
+    assert collect(model, given).notes == ()
+    assert collect(build("vit")).notes == ()
+
+
 class Table(nn.Module):
     def forward(self, input_ids):
         return input_ids + torch.arange(3)
