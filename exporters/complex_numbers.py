@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from exporters.editor import Editor
 from exporters.edits import insert_before
 from exporters.patterns.base import is_move, keeps_values
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name
 
 aten = torch.ops.aten
@@ -61,13 +61,13 @@ def _is_known(node: fx.Node, graph: Graph) -> bool:
 
 def _stored(graph: Graph) -> dict[fx.Node, Pair]:
     """The parts of every constant that is complex."""
-    rewriter, pairs = Rewriter(graph.program), {}
+    editor, pairs = Editor(graph.program), {}
     for node in graph.program.graph.find_nodes(op="placeholder"):
         value = graph.constant(node) if _is_complex(node) else None
         if value is not None:
             name = graph.tensor_name(node)
             parts = {"real": value.real.contiguous(), "imag": value.imag.contiguous()}
-            real, imaginary = (rewriter.constant(f"{name}_{n}", v) for n, v in parts.items())
+            real, imaginary = (editor.constant(f"{name}_{n}", v) for n, v in parts.items())
             pairs[node] = real, imaginary
     return pairs
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from torch import fx
 from torch.export import ExportedProgram
 
-from exporters.rewrite import Rewriter
+from exporters.editor import Editor
 from surgery.anatomy.graph import op_name
 
 _SOURCE = "grouped_mm_fallback"
@@ -18,7 +18,7 @@ def hold_products(program: ExportedProgram) -> None:
     products = [node for node in program.graph.nodes if op_name(node) == _SOURCE]
     if not products:
         return
-    rewriter = Rewriter(program)
+    rewriter = Editor(program)
     for node in products:
         rows, weight, _ = operands = node.args
         assert isinstance(rows, fx.Node) and isinstance(weight, fx.Node)

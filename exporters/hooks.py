@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from exporters.capture import Captured
+from exporters.editor import Editor
 from exporters.learned import A_NAME, B_NAME, Learned, unhookable
 from exporters.patterns.heads import linear_parts
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph
 
 _RANK = 3
@@ -31,22 +31,22 @@ def insert(captured: Captured, learned: Learned) -> None:
         ExportError: If the graph reads an adapted weight in another way.
     """
     graph = Graph(captured.program)
-    rewriter = Rewriter(captured.program)
+    editor = Editor(captured.program)
     for name, (b, a) in learned.factors.items():
         linears = list(_linears(name, graph))
-        down = rewriter.parameter(A_NAME.format(name), torch.randn(a.shape[1], _RANK))
-        up = rewriter.parameter(B_NAME.format(name), torch.randn(_RANK, b.shape[0]))
+        down = editor.parameter(A_NAME.format(name), torch.randn(a.shape[1], _RANK))
+        up = editor.parameter(B_NAME.format(name), torch.randn(_RANK, b.shape[0]))
         for linear, x in linears:
-            with rewriter.before(linear.next):
-                delta = rewriter.node(aten.matmul.default, x, down)
-                delta = rewriter.node(aten.matmul.default, delta, up)
-                total = rewriter.node(aten.add.Tensor, linear, delta)
+            with editor.before(linear.next):
+                delta = editor.node(aten.matmul.default, x, down)
+                delta = editor.node(aten.matmul.default, delta, up)
+                total = editor.node(aten.add.Tensor, linear, delta)
             total.meta = dict(linear.meta)
             linear.replace_all_uses_with(total, delete_user_cb=lambda user, t=total: user is not t)  # type: ignore[misc]
     for name, value in learned.untrained.items():
         random = torch.nn.Parameter(torch.randn_like(value), requires_grad=False)
         captured.program.state_dict[name] = random
-    rewriter.finish()
+    editor.finish()
 
 
 def _linears(name: str, graph: Graph) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from exporters.editor import Editor
 from exporters.evaluate import Constants, NotConstantError
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name
 
 _MISSING = frozenset({"erfinv", "special_erfinv", "special_ndtri"})
@@ -20,10 +20,10 @@ def work_out_missing(program: ExportedProgram) -> None:
     found = [node for node in program.graph.nodes if op_name(node) in _MISSING]
     if not found:
         return
-    constants, rewriter = Constants(Graph(program)), Rewriter(program)
+    constants, editor = Constants(Graph(program)), Editor(program)
     for node in found:
         try:
             value: Tensor = constants(node)
         except NotConstantError:
             continue
-        node.replace_all_uses_with(rewriter.constant(f"missing.{node.name}", value))
+        node.replace_all_uses_with(editor.constant(f"missing.{node.name}", value))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from exporters.editor import Editor
 from exporters.evaluate import Constants, NotConstantError
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, writes
 from surgery.anatomy.known import is_whole
 
@@ -21,7 +21,7 @@ def fold_whole_numbers(program: ExportedProgram) -> None:
     without knowing them, and would stop at each such shape.
     """
     values = _known(program)
-    rewriter = Rewriter(program)
+    rewriter = Editor(program)
     for node, value in values.items():
         if all(user in values for user in node.users):
             continue

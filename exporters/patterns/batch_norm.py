@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from exporters.editor import Editor
 from exporters.evaluate import Constants, Evaluator, NotConstantError
 from exporters.patterns.base import Refusal, is_move, keeps_values, readers
 from exporters.patterns.heads import linear_parts
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, module_path, op_name, shape_of
 
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
@@ -52,16 +52,16 @@ class Product:
         added = (self.weight * offset.view(spread)).flatten(1).sum(1)
         return replace(self, weight=self.weight * factor.view(spread), bias=self.bias + added)
 
-    def write(self, rewriter: Rewriter) -> None:
+    def write(self, editor: Editor) -> None:
         """Put it in place of the call."""
         target = self.node.target if self.rest is not None else torch.ops.aten.linear.default
         name = f"{module_path(self.node)}.{self.node.name}"
-        weight = rewriter.constant(f"{name}_weight", self.weight.float())
-        bias = rewriter.constant(f"{name}_bias", self.bias.float())
-        with rewriter.before(self.node):
-            made = rewriter.node(target, self.x, weight, bias, *(self.rest or ()))  # type: ignore[arg-type]
+        weight = editor.constant(f"{name}_weight", self.weight.float())
+        bias = editor.constant(f"{name}_bias", self.bias.float())
+        with editor.before(self.node):
+            made = editor.node(target, self.x, weight, bias, *(self.rest or ()))  # type: ignore[arg-type]
         made.meta = dict(self.node.meta)
-        rewriter.replace(self.node, made)
+        editor.replace(self.node, made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +77,11 @@ class BatchNormMatch:
         """The nodes that are replaced, but for the norm."""
         return {product.node for product in self.products}
 
-    def write(self, rewriter: Rewriter) -> None:
+    def write(self, editor: Editor) -> None:
         """Write the products, and hand the norm's input on."""
         for product in self.products:
-            product.write(rewriter)
-        rewriter.replace(self.node, rewriter.current(self.x))
+            product.write(editor)
+        editor.replace(self.node, editor.current(self.x))
 
 
 class BatchNormPattern:

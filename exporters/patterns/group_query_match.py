@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from exporters.editor import Size
 from exporters.patterns.cache import Remembered
 from exporters.patterns.heads import Gathered
 from exporters.patterns.masks import MaskReading
@@ -16,7 +17,7 @@ from exporters.patterns.packed import Packed
 from exporters.patterns.rotary import Tables
 from exporters.patterns.scores import Replay, Scores
 from exporters.patterns.unseen import Unseen
-from exporters.rewrite import Rewriter, Size
+from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import shape_of
 
 OPERATOR = ("com.microsoft", "GroupQueryAttention")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from exporters.editor import Editor
 from exporters.evaluate import Constants, Evaluator, NotConstantError, index_tensor
 from exporters.patterns.base import Refusal, is_move, keeps_values, scale_factor
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 
@@ -175,11 +175,11 @@ class Gathered:
     node: fx.Node
     reshape: object | None
 
-    def shaped(self, joined: fx.Node, rewriter: Rewriter) -> fx.Node:
+    def shaped(self, joined: fx.Node, editor: Editor) -> fx.Node:
         """What takes the place of ``node``, given the joined heads."""
         if self.reshape is None:
             return joined
-        return rewriter.node(torch.ops.aten.reshape.default, joined, self.reshape)
+        return editor.node(torch.ops.aten.reshape.default, joined, self.reshape)
 
 
 def trace_result(result: fx.Node, graph: Graph) -> Gathered | Refusal:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from exporters.editor import Editor
 from exporters.evaluate import Constants, NotConstantError
 from exporters.patterns.base import Refusal, keeps_values
 from exporters.patterns.heads import linear_parts, weights_of
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, op_name, shape_of
 
 
@@ -29,11 +29,11 @@ class LayerScaleMatch:
     weight: Tensor
     bias: Tensor | None
 
-    def write(self, rewriter: Rewriter) -> None:
+    def write(self, editor: Editor) -> None:
         """Put one linear in place of both."""
-        with rewriter.before(self.product):
-            linear = rewriter.linear(self.product.name, self.x, self.weight, self.bias)
-        rewriter.replace(self.product, linear)
+        with editor.before(self.product):
+            linear = editor.linear(self.product.name, self.x, self.weight, self.bias)
+        editor.replace(self.product, linear)
 
 
 class LayerScalePattern:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from exporters.editor import Editor
 from exporters.evaluate import Evaluator, NotConstantError, index_tensor
 from exporters.patterns.base import is_move
 from exporters.patterns.heads import Gathered
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, shape_of
 
 aten = torch.ops.aten
@@ -35,23 +35,23 @@ class Operand:
     repeats: int = 1
     factors: tuple[fx.Node, ...] = ()
 
-    def joined(self, rewriter: Rewriter) -> fx.Node:
+    def joined(self, editor: Editor) -> fx.Node:
         """(batch, length, heads * size)."""
         if self.flat is not None:
             return self.flat
         node = self.node
         for factor in self.factors:
-            node = rewriter.node(aten.mul.Tensor, node, factor)
+            node = editor.node(aten.mul.Tensor, node, factor)
         if self.transposed:
-            node = rewriter.node(aten.transpose.int, node, -1, -2)
+            node = editor.node(aten.transpose.int, node, -1, -2)
         if len(shape_of(self.node)) == 3:
             return node
         if self.repeats > 1:
-            node = rewriter.node(aten.unsqueeze.default, node, 2)
-            node = rewriter.node(aten.expand.default, node, [-1, -1, self.repeats, -1, -1])
-            node = rewriter.node(aten.flatten.using_ints, node, 1, 2)
-        node = rewriter.node(aten.transpose.int, node, 1, 2)
-        return rewriter.node(aten.flatten.using_ints, node, 2, 3)
+            node = editor.node(aten.unsqueeze.default, node, 2)
+            node = editor.node(aten.expand.default, node, [-1, -1, self.repeats, -1, -1])
+            node = editor.node(aten.flatten.using_ints, node, 1, 2)
+        node = editor.node(aten.transpose.int, node, 1, 2)
+        return editor.node(aten.flatten.using_ints, node, 2, 3)
 
 
 def flat_operand(operand: fx.Node, transposed: bool, graph: Graph) -> fx.Node | None:
@@ -75,12 +75,12 @@ def flat_operand(operand: fx.Node, transposed: bool, graph: Graph) -> fx.Node | 
 
 
 def with_heads(
-    joined: fx.Node, gathered: Gathered | None, result: fx.Node, heads: int, rewriter: Rewriter
+    joined: fx.Node, gathered: Gathered | None, result: fx.Node, heads: int, editor: Editor
 ) -> fx.Node:
     """What takes the place of the attended values, given them as (batch, length, heads * size)."""
     if gathered is not None:
-        return gathered.shaped(joined, rewriter)
+        return gathered.shaped(joined, editor)
     if len(shape_of(result)) == 3:
         return joined
-    split = rewriter.node(aten.unflatten.int, joined, 2, [heads, -1])
-    return rewriter.node(aten.transpose.int, split, 1, 2)
+    split = editor.node(aten.unflatten.int, joined, 2, [heads, -1])
+    return editor.node(aten.transpose.int, split, 1, 2)

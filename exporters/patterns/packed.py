@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from exporters.editor import Editor
 from exporters.patterns.base import Refusal
 from exporters.patterns.heads import Heads, one_input, trace_heads
-from exporters.rewrite import Rewriter
 from surgery.anatomy.graph import Graph, shape_of
 
 
@@ -30,9 +30,9 @@ class Packed:
     bias: Tensor | None
     products: int
 
-    def write(self, rewriter: Rewriter, module: str) -> fx.Node:
+    def write(self, editor: Editor, module: str) -> fx.Node:
         """(batch, length, query + key + value)."""
-        return rewriter.linear(f"{module}.packed", self.x, self.weight, self.bias)
+        return editor.linear(f"{module}.packed", self.x, self.weight, self.bias)
 
 
 def pack(operands: Sequence[fx.Node], graph: Graph) -> Packed | Refusal:

@@ -10,10 +10,10 @@ from operator import getitem
 import torch
 from torch import Tensor, fx
 
+from exporters.editor import Editor
 from exporters.evaluate import Constants
 from exporters.patterns.base import Refusal
 from exporters.patterns.heads import linear_parts, weights_of
-from exporters.rewrite import Rewriter
 from surgery.anatomy.attention import Core
 from surgery.anatomy.flow import Flow
 from surgery.anatomy.graph import Graph, op_name
@@ -39,13 +39,13 @@ class Siblings:
     bias: Tensor | None
     sizes: tuple[int, ...]
 
-    def write(self, rewriter: Rewriter, module: str) -> None:
+    def write(self, editor: Editor, module: str) -> None:
         """Put one linear and a split before the first of them."""
-        with rewriter.before(self.linears[0]):
-            joined = rewriter.linear(f"{module}.joined", self.x, self.weight, self.bias)
-            parts = rewriter.node(aten.split_with_sizes.default, joined, list(self.sizes), -1)
+        with editor.before(self.linears[0]):
+            joined = editor.linear(f"{module}.joined", self.x, self.weight, self.bias)
+            parts = editor.node(aten.split_with_sizes.default, joined, list(self.sizes), -1)
             for number, linear in enumerate(self.linears):
-                rewriter.replace(linear, rewriter.node(getitem, parts, number))
+                editor.replace(linear, editor.node(getitem, parts, number))
 
 
 def find_siblings(core: Core, graph: Graph, flow: Flow) -> Iterator[Siblings]:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import exporters
 from exporters.capture import capture
+from exporters.editor import Editor
 from exporters.inputs import collect
-from exporters.rewrite import Rewriter
 
 X = torch.randn(2, 5, 16)
 
@@ -37,16 +37,16 @@ def test_a_projection_that_is_called_attention(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["attention.weight", "attention", "attention.weight.low"])
 def test_a_name_that_is_taken_lies_inside_one_or_holds_one(name: str) -> None:
     model = Attention().eval()
-    rewriter = Rewriter(capture(model, collect(model, X)).program)
+    editor = Editor(capture(model, collect(model, X)).program)
     for value in (1.0, 2.0):
-        rewriter.constant(name, torch.tensor(value))
+        editor.constant(name, torch.tensor(value))
     changed = name.replace(".", "_")
-    assert set(rewriter.program.constants) == {f"{changed}_1", f"{changed}_2"}
+    assert set(editor.program.constants) == {f"{changed}_1", f"{changed}_2"}
 
 
 def test_a_free_name_stays() -> None:
     model = Attention().eval()
-    rewriter = Rewriter(capture(model, collect(model, X)).program)
+    editor = Editor(capture(model, collect(model, X)).program)
     for name in (".attention.bias_of", "attention.weights"):
-        rewriter.constant(name, torch.tensor(len(name)))
-    assert set(rewriter.program.constants) == {"attention.bias_of", "attention.weights"}
+        editor.constant(name, torch.tensor(len(name)))
+    assert set(editor.program.constants) == {"attention.bias_of", "attention.weights"}
