@@ -72,7 +72,7 @@ def test_the_card_tells_nothing_of_this_machine(exported):
 
 
 def test_no_card_without_a_file(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(maker, "verify", lambda *_: Verification(problems=["because"]))
+    monkeypatch.setattr(maker, "verify", lambda *_, **__: Verification(problems=["because"]))
     with pytest.raises(exporters.VerificationError):
         exporters.to_onnx(build("vit"), tmp_path / "model.onnx", target="portable")
     assert not list(tmp_path.glob("*.md"))
