@@ -14,7 +14,7 @@ from exporters.axes import BATCH
 from exporters.complex_numbers import write_real
 from exporters.edits import drop_unread, placeholders
 from exporters.errors import ExportError
-from exporters.inputs import Inputs, identifier
+from exporters.inputs import Inputs, everything, identifier
 from exporters.missing import work_out_missing
 from exporters.ranges import limits_of, told
 from exporters.respell import respell
@@ -79,7 +79,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
 
 def _at_two(inputs: Inputs, axes: Collection[str]) -> Inputs:
     others = {axis: 2 for axis, size in inputs.sizes.items() if axis in axes and size != 2}
-    return inputs.resized(others, keep=lambda name, value: True) if others else inputs
+    return inputs.resized(others, keep=everything) if others else inputs
 
 
 def _capture(model: nn.Module, inputs: Inputs) -> Captured:

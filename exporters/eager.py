@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from exporters.inputs import Inputs
+from surgery.anatomy.capture import without_fast_path
 
 Array = np.ndarray[Any, Any]
 Case = tuple[Inputs, list[Array]]
@@ -24,13 +25,8 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Array]:
 
     Without torch's fast path of encoders: it computes what a graph does, but for zeros in the place of padding.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            return flattened(model(**inputs.kwargs))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.no_grad(), without_fast_path():
+        return flattened(model(**inputs.kwargs))
 
 
 def flattened(outputs: Any) -> list[Array]:

@@ -69,13 +69,10 @@ class Editor:
             attributes: Likewise, by name.
             shape: Of its one float32 output.
         """
-        given = list(inputs)
-        while given[-1] is None:
-            given.pop()
         return self.node(
             torch.onnx.ops.symbolic,
             "::".join(kind),
-            given,
+            _given(inputs),
             dict(attributes),
             dtype=torch.float32,
             shape=list(shape),
@@ -90,13 +87,10 @@ class Editor:
         shapes: Sequence[Sequence[Size]],
     ) -> list[fx.Node]:
         """The same for an operator of several float32 outputs, one shape each."""
-        given = list(inputs)
-        while given[-1] is None:
-            given.pop()
         made = self.node(
             torch.onnx.ops.symbolic_multi_out,
             "::".join(kind),
-            given,
+            _given(inputs),
             dict(attributes),
             dtypes=[torch.float32] * len(shapes),
             shapes=[list(shape) for shape in shapes],
@@ -157,3 +151,11 @@ class Editor:
         drop_unread(self.graph)
         self.graph.lint()
         self.program.graph_module.recompile()
+
+
+def _given(inputs: Sequence[fx.Node | None]) -> list[fx.Node | None]:
+    """Without those at the end that are None."""
+    given = list(inputs)
+    while given[-1] is None:
+        given.pop()
+    return given

@@ -21,13 +21,15 @@ def placeholders(program: ExportedProgram) -> dict[str, fx.Node]:
     return {n.name: n for n in program.graph.nodes if n.op == "placeholder" and n.name in names}
 
 
-def drop_unread(graph: fx.Graph) -> None:
-    """Drop what nobody reads, but for the marks of where ``vmap`` starts and ends, in place."""
+def know_readers(graph: fx.Graph) -> None:
+    """Let every node know who reads it: torch forgets some where a ``torch.no_grad()`` of the model ends."""
     for node in graph.nodes:
         for source in node.all_input_nodes:
-            source.users.setdefault(
-                node
-            )  # torch forgets some where a torch.no_grad() of the model ends
+            source.users.setdefault(node)
+
+
+def drop_unread(graph: fx.Graph) -> None:
+    """Drop what nobody reads, but for the marks of where ``vmap`` starts and ends, in place."""
     graph.eliminate_dead_code(
         lambda node: "vmap" in op_name(node) or (node.is_impure() and not _merely_draws(node))
     )

@@ -18,16 +18,16 @@ def hold_products(program: ExportedProgram) -> None:
     products = [node for node in program.graph.nodes if op_name(node) == _SOURCE]
     if not products:
         return
-    rewriter = Editor(program)
+    editor = Editor(program)
     for node in products:
         rows, weight, _ = operands = node.args
         assert isinstance(rows, fx.Node) and isinstance(weight, fx.Node)
-        with rewriter.before(node):
-            shape = [*rewriter.sizes(rows, 0), *rewriter.sizes(weight, 2)]
-            held = rewriter.fused(_HELD, operands, {}, shape)
+        with editor.before(node):
+            shape = [*editor.sizes(rows, 0), *editor.sizes(weight, 2)]
+            held = editor.fused(_HELD, operands, {}, shape)
         held.meta["val"] = node.meta["val"]
-        rewriter.replace(node, held)
-    rewriter.finish()
+        editor.replace(node, held)
+    editor.finish()
 
 
 def spell_out_products(model: ir.Model) -> None:

@@ -37,13 +37,17 @@ def elsewhere(model: onnx.ModelProto) -> str | None:
 
     ONNX Runtime looks for itself only in its newer versions, 1.22 would read any file.
     """
-    places = {
+    return next((place for place in sorted(locations(model)) if _leaves(place)), None)
+
+
+def locations(model: onnx.ModelProto) -> set[str]:
+    """Where a model says that its weights lie, if not in the file."""
+    return {
         entry.value
         for tensor in _tensors(model.graph)
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return next((place for place in sorted(places) if _leaves(place)), None)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

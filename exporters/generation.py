@@ -14,7 +14,7 @@ from exporters.axes import BATCH, SEQUENCE
 from exporters.causal import IDS, MASK, PAST_SEQUENCE, TOTAL_SEQUENCE, DecoderStep
 from exporters.eager import Array
 from exporters.errors import ExportError
-from exporters.inputs import Inputs
+from exporters.inputs import Inputs, everything
 from exporters.parity import Call, Found, ParityRow, relative_error
 from surgery.errors import told_by
 
@@ -81,7 +81,7 @@ class Generated:
         """See :class:`Reference`: one token of one row behind a few others."""
         inputs = self.step.inputs()
         sizes = {BATCH: 1, SEQUENCE: 1, TOTAL_SEQUENCE: 1 + inputs.sizes[PAST_SEQUENCE]}
-        return self.step, inputs.resized(sizes, keep=lambda name, value: True)
+        return self.step, inputs.resized(sizes, keep=everything)
 
     def _batches(self) -> Iterator[_Batch]:
         """Each prompt alone, one of them in two pieces; all at once, padded where they may be; two token by token."""

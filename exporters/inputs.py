@@ -180,6 +180,11 @@ def collect(
     return Inputs(tensors, constants, axes, notes, proposed=dynamic is True)
 
 
+def everything(name: str, value: Tensor) -> bool:
+    """Of inputs all: a :data:`Choice`."""
+    return True
+
+
 def identifier(name: str) -> str:
     """The name of an input in Python, ``past_key_values_0_key`` for ``past_key_values.0.key``."""
     return name.replace(".", "_")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from exporters.errors import ExportError
-from exporters.external import read_graph
-from exporters.metadata import facts
+import onnx
 
-PORTABLE_SUFFIX = ".portable"
+from exporters.errors import ExportError
+from exporters.external import locations, read_graph
+from exporters.metadata import facts_in
 
 
 def portable_twin(path: Path) -> Path:
     """Where the file of standard operators lies that belongs to a fused one."""
-    return path.with_suffix(f"{PORTABLE_SUFFIX}{path.suffix}")
+    return path.with_suffix(f".portable{path.suffix}")
 
 
 def leftovers(path: Path) -> list[Path]:
@@ -23,25 +22,22 @@ def leftovers(path: Path) -> list[Path]:
     Whose a file is, the files say: a model names its weights, and twins have one fingerprint.
     """
     twin = portable_twin(path)
-    found = list(_weights(path))
-    if twin.is_file() and _fingerprint(path) == _fingerprint(twin) is not None:
-        found += [twin, *_weights(twin)]
-    return found
+    (mark, weights), (others_mark, others_weights) = _known(path), _known(twin)
+    return [*weights, twin, *others_weights] if mark == others_mark is not None else weights
 
 
-def _weights(path: Path) -> Iterator[Path]:
+def _known(path: Path) -> tuple[object, list[Path]]:
+    """A model's fingerprint, and its weights beside it; nothing of what is not there, or no model."""
     try:
         model = read_graph(path)
-    except ExportError:  # not there, or no model: then nothing is known to be its own
-        return
-    entries = (entry for t in model.graph.initializer for entry in t.external_data)
-    data = f"{path.name}.data"
-    if any((entry.key, entry.value) == ("location", data) for entry in entries):
-        yield path.with_name(data)
+    except ExportError:
+        return None, []
+    data = path.with_name(f"{path.name}.data")
+    return _fingerprint(model), [data] if data.name in locations(model) else []
 
 
-def _fingerprint(path: Path) -> object:
+def _fingerprint(model: onnx.ModelProto) -> object:
     try:
-        return facts(path).get("fingerprint")
+        return facts_in(model).get("fingerprint")
     except Exception:  # somebody else's metadata can be anything
         return None

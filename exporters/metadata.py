@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import onnx
 from torch import nn
 
 from exporters import lineage
@@ -79,7 +80,11 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ExportError: If it is missing, or no ONNX model.
     """
-    content = read_graph(path)
+    return facts_in(read_graph(path))
+
+
+def facts_in(content: onnx.ModelProto) -> dict[str, Any]:
+    """The same of a model that was read already."""
     return {
         entry.key.removeprefix(PREFIX): json.loads(entry.value)
         for entry in content.metadata_props

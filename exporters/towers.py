@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from exporters.axes import BATCH
 from exporters.eager import outputs_of
 from exporters.edits import placeholders
-from exporters.inputs import Inputs, identifier
+from exporters.inputs import Inputs, everything, identifier
 
 
 def told_apart(program: ExportedProgram, inputs: Inputs, model: nn.Module) -> Inputs:
@@ -33,14 +33,10 @@ def told_apart(program: ExportedProgram, inputs: Inputs, model: nn.Module) -> In
         for name, dims in inputs.axes.items()
     }
     split = replace(inputs, axes=axes)
-    if not _takes(model, split.resized({names[other]: 1 for other in others}, keep=_as_it_is)):
+    if not _takes(model, split.resized({names[other]: 1 for other in others}, keep=everything)):
         return inputs
     notes = (f"{names[n]} is the batch of {n}: it need not be that of {first}" for n in others)
     return replace(split, notes=(*inputs.notes, *notes))
-
-
-def _as_it_is(name: str, value: Tensor) -> bool:
-    return True
 
 
 def _takes(model: nn.Module, inputs: Inputs) -> bool:
@@ -85,12 +81,11 @@ def _towers(
     """The leader that each input goes with: by its symbol, else by where they first meet."""
     by_symbol = {batches[leader]: leader for leader in leaders}
     found = {n: by_symbol[symbol] for n, symbol in batches.items() if symbol in by_symbol}
-    inputs = {node: name for name, node in placeholders(program).items()}
-    names = {identifier(name): name for name in batches}
+    nodes = placeholders(program)
+    owners = {nodes[identifier(name)]: name for name in batches}
     read: dict[fx.Node, set[str]] = {}
     for node in program.graph.nodes:
-        own = names.get(inputs.get(node, ""))
-        read[node] = {own} if own else set()
+        read[node] = {owners[node]} if node in owners else set()
         read[node].update(*(read[source] for source in node.all_input_nodes))
         met = {found[name] for name in read[node] if name in found}
         if len(met) == 1:

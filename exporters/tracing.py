@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from exporters.edits import know_readers
 from exporters.every_row import EveryRow
 from exporters.inputs import Inputs, identifier
 from exporters.lengths import open_lengths
@@ -113,6 +114,7 @@ def _trace(model: nn.Module, inputs: Inputs, values: Values) -> Traced:
         wanted, tensors = shapes if inputs.sizes else None, _Tensors()
         with model.register_forward_hook(tensors), open_lengths(model):
             program = capture(model, (), given, dynamic_shapes=wanted, values=values)
+    know_readers(program.graph)
     notes = (*inputs.notes, rows.note) if rows.note else inputs.notes
     return Traced(program, replace(inputs, notes=notes), frozenset(tensors.left_out))
 

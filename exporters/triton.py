@@ -12,7 +12,7 @@ import onnx
 
 from exporters.axes import BATCH
 from exporters.errors import ExportError
-from exporters.external import read_graph
+from exporters.external import locations, read_graph
 from exporters.leftovers import portable_twin
 from exporters.metadata import facts
 from exporters.pbtxt import render
@@ -104,8 +104,7 @@ def _copy(source: Path, inside: Path, model: onnx.ModelProto) -> None:
     """The file, and the weights that lie beside it: it names them, only its own name is free."""
     inside.mkdir()
     shutil.copyfile(source, inside / "model.onnx")
-    entries = (e for t in model.graph.initializer for e in t.external_data)
-    for location in dict.fromkeys(e.value for e in entries if e.key == "location"):
+    for location in locations(model):
         shutil.copyfile(source.parent / location, inside / location)
 
 

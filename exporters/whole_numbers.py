@@ -21,16 +21,16 @@ def fold_whole_numbers(program: ExportedProgram) -> None:
     without knowing them, and would stop at each such shape.
     """
     values = _known(program)
-    rewriter = Editor(program)
+    editor = Editor(program)
     for node, value in values.items():
         if all(user in values for user in node.users):
             continue
-        constant = rewriter.constant(f"whole_numbers.{node.name}", value.clone())
+        constant = editor.constant(f"whole_numbers.{node.name}", value.clone())
         node.replace_all_uses_with(constant, lambda user: user not in values)
     for node in reversed(values):
         if not node.users:
             program.graph.erase_node(node)
-    rewriter.finish()
+    editor.finish()
 
 
 def _known(program: ExportedProgram) -> dict[fx.Node, Tensor]:

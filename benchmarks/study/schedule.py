@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, fields
@@ -66,7 +67,8 @@ class Records:
 
         None before every rate was tried.
         """
-        known = {rate: self._validations(method, rate) for rate in self._finalists(method)}
+        everything = self._validations(method)
+        known = {rate: everything[rate] for rate in self._finalists(method)}
         if not known:
             return None
         common = set.intersection(*(set(of_rate) for of_rate in known.values()))
@@ -93,19 +95,16 @@ class Records:
 
     def _first(self, method: str) -> dict[float, float]:
         """What every rate that was tried reads on the validation examples, with seed 0."""
-        return {
-            run.rate: record["validation"]
-            for run, record in self._found.items()
-            if run == self._run(method, run.rate, 0)
-        }
+        found = self._validations(method)
+        return {rate: by_seed[0] for rate, by_seed in found.items() if 0 in by_seed}
 
-    def _validations(self, method: str, rate: float) -> dict[int, float]:
-        """What each seed reads on them at one rate."""
-        return {
-            run.seed: record["validation"]
-            for run, record in self._found.items()
-            if run == self._run(method, rate, run.seed)
-        }
+    def _validations(self, method: str) -> dict[float, dict[int, float]]:
+        """What each rate reads on them with each seed."""
+        found: defaultdict[float, dict[int, float]] = defaultdict(dict)
+        for run, record in self._found.items():
+            if run == self._run(method, run.rate, run.seed):
+                found[run.rate][run.seed] = record["validation"]
+        return found
 
     def chosen(self, method: str) -> list[Record]:
         """The runs of all seeds with the best rate."""

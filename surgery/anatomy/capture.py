@@ -190,20 +190,27 @@ def _silence() -> Iterator[None]:
 
 
 @contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Inside, encoders and attentions of torch.nn run operator by operator, and not as one opaque operator."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; on leaving, modes, attributes, buffers and the random state are what they were."""
     modes = [(module, module.training) for module in model.modules()]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     random_state = torch.get_rng_state()
-    # nn.MultiheadAttention's fused fast path hides the attention in one opaque operator.
-    torch.backends.mha.set_fastpath_enabled(False)
     for module, _ in modes:
         module.training = False  # train() and eval() may be the model's own, and change weights
     try:
-        with kept_state(model):
+        with kept_state(model), without_fast_path():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_rng_state(random_state)
         for module, mode in modes:
             module.training = mode

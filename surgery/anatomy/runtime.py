@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -20,6 +20,7 @@ from torch._higher_order_ops.flex_attention import flex_attention as flex_attent
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from surgery.anatomy.capture import without_fast_path
 from surgery.anatomy.counting import Counts, summed
 from surgery.anatomy.traces import Trace, after, next_step, softmax_over
 
@@ -196,15 +197,14 @@ def watch(call: Callable[[], object], stop_after: int | None = None) -> list[Eve
 
 def watching(call: Callable[[], object], watcher: AttentionWatch) -> list[Event]:
     """Run ``call`` under a watcher of your own and return the attention events it saw."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), watcher, _flex_attention_seen_by(watcher):
-            call()
-    except EnoughSeen:
-        pass
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+    with (
+        suppress(EnoughSeen),
+        without_fast_path(),
+        torch.no_grad(),
+        watcher,
+        _flex_attention_seen_by(watcher),
+    ):
+        call()
     return watcher.events
 
 

@@ -8,22 +8,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exporters
+from surgery.anatomy.capture import without_fast_path
 
 LOWEST = torch.finfo(torch.float32).min
 AXES = {0: "batch", 1: "sequence"}
 
 
-class Padded(nn.Module):
+class Packed(nn.Module):
+    """Query, key and value of two heads of size 4 out of one product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv = nn.Linear(8, 24)
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+
+
+class Padded(Packed):
     """Attention under a padding mask, ``Attention`` in the file; with norms in between ``MultiHeadAttention``."""
 
     def __init__(self, mask: str, causal: bool = False, normed: bool = False) -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.mask, self.causal, self.normed = mask, causal, normed
-        self.qkv = nn.Linear(8, 24)
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = self.split(x)
         if self.normed:
             q, k = (F.layer_norm(each, (4,)) * 300 for each in (q, k))
         seen = attention_mask[:, None, None, :].bool()
@@ -83,16 +94,11 @@ def test_queries_that_see_nothing_are_what_they_are_in_the_model(mask, causal, n
     compare(model, path, given("left"))
 
 
-class Given(nn.Module):
+class Given(Packed):
     """The mask itself is an input, in any shape that broadcasts."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.qkv = nn.Linear(8, 24)
-
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = self.split(x)
         return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2)
 
 
@@ -122,16 +128,11 @@ def test_a_decoder_without_a_cache(attention, build, tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
 
 
-class Counted(nn.Module):
+class Counted(Packed):
     """A mask of whole numbers that is added to the scores, as BERT's first code had it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.qkv = nn.Linear(8, 24)
-
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = self.split(x)
         scores = q @ k.mT / 2 + (1 - attention_mask[:, None, None, :]) * -10000
         return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
@@ -168,19 +169,16 @@ def test_torchs_own_encoder_with_padding(tmp_path):
     )
     assert report.fused == len(report.sites) == 2
     assert any("fast path of TransformerEncoder" in note for note in report.notes)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    with without_fast_path():
         for emptied in (hidden, torch.ones_like(hidden)):
             compare(model, path, {**inputs, "padding_mask": emptied})
-    finally:
-        torch.backends.mha.set_fastpath_enabled(True)
 
 
 class Viewed(Padded):
     """Joins its heads in a ``view``, as torch's own kernels lay them in memory."""
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = self.split(x)
         added = torch.where(attention_mask[:, None, None, :].bool(), 0.0, float("-inf"))
         added = added.expand(-1, 2, x.shape[1], -1)
         attended = F.scaled_dot_product_attention(q, k, v, added).transpose(1, 2)

@@ -20,6 +20,7 @@ from policies.roles import Role
 from surgery import adapters
 from surgery.adapters import LoRA, PiSSA, SRLoRA
 from surgery.adapters.base import Adapter
+from surgery.anatomy.capture import without_fast_path
 from surgery.anatomy.types import Access, Layout, Rows
 from surgery.errors import StateError
 from surgery.operations.adapted import Adapted, adapters_of, dress, strip
@@ -349,11 +350,8 @@ def test_multihead_attention_and_the_fused_encoder_layer(training: bool) -> None
     model.train(training)
     with torch.no_grad():
         y = model(x)
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
+        with without_fast_path():
             expected = model(x)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(True)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     fold(model)
     with torch.no_grad():
