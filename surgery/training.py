@@ -17,16 +17,18 @@ from surgery.adapters.widths import uncast
 from surgery.errors import StateError
 from surgery.groups import parameter_groups
 from surgery.operations.adapted import Adapted
-from surgery.operations.moments import remembered, states_of
+from surgery.operations.moments import forget, remembered, states_of
 from surgery.operations.rollback import tensors_or_nothing
 from surgery.operations.seats import (
     Average,
     check_agreed,
+    check_kept,
     check_seated,
     check_trained,
-    check_whole,
+    factors_of,
     seats,
 )
+from surgery.operations.sharding import gathered, whole
 
 __all__ = ["Recomposer", "Recomposition", "parameter_groups"]
 
@@ -82,7 +84,7 @@ class Recomposer:
     Every process of a distributed training makes one, with the same total_steps.
 
     Args:
-        model: Carries the adapters; may be wrapped (DDP, torch.compile).
+        model: Carries the adapters; may be wrapped or sharded (DDP, FSDP2, torch.compile).
         optimizer: Trains them.
         total_steps: Optimizer steps of the whole training.
         averages: Copies of the adapted model that are averaged over its training (timm's ``ModelEmaV3``,
@@ -95,8 +97,8 @@ class Recomposer:
 
     Raises:
         StateError: If no adapter of the model recomposes, the optimizer does not train one of
-            them, an adapter is sharded (FSDP), total_steps is not positive, an average is no copy of the
-            model, or the processes of a training disagree.
+            them, an adapter is split in a way that hides its pairs (FSDP1), total_steps is not
+            positive, an average is no copy of the model, or the processes of a training disagree.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Recomposer:
         self._owners = {name: owner for name, _, owner in found}
         self._optimizer, self.total_steps = optimizer, total_steps
         check_trained(self._adapters, optimizer)
+        self._factors = {name: factors_of(adapter) for name, adapter in self._adapters.items()}
         every = [averages] if isinstance(averages, nn.Module) else averages
         self._averages = [Average.of(average, self._adapters) for average in every]
         most = max(adapter.switches for adapter in self._adapters.values())
@@ -141,15 +144,12 @@ class Recomposer:
 
         Raises:
             StateError: If no adapter has a gradient, before backward or after ``zero_grad``, or the adapters
-                were folded or taken out meanwhile.
+                were folded, taken out or sharded meanwhile.
         """
         check_seated(self._owners)
-        check_whole(self._adapters)
+        check_kept(self._adapters, self._factors)
         self._check_end()
-        gradients = [
-            grad for parameter in self._parameters() if (grad := parameter.grad) is not None
-        ]
-        if not gradients:
+        if all(parameter.grad is None for parameter in chain(*self._factors.values())):
             raise StateError(
                 "no adapter has a gradient",
                 where=next(iter(self._adapters)),
@@ -158,7 +158,7 @@ class Recomposer:
         due = [name for name, adapter in self._adapters.items() if self._is_due(adapter)]
         owners = dict.fromkeys(each[name] for each in self._all_owners() for name in due)
         with tensors_or_nothing(self._tensors(due), owners):
-            self._observe(gradients)
+            self._observe()
             report = self._recompose(due) if due else None
         self.steps += 1
         return report
@@ -190,14 +190,21 @@ class Recomposer:
                 self.steps + 1,
             )
 
-    def _observe(self, gradients: list[Tensor]) -> None:
+    def _observe(self) -> None:
+        adapters = self._adapters.values()
+        seen = [
+            (scores, whole(weight), whole(gradient))
+            for adapter in adapters
+            for scores, weight, gradient in adapter.observed()
+        ]
+        gradients = [gradient for _, _, gradient in seen]
         if not torch.nn.utils.get_total_norm(gradients, float("inf")).isfinite():
             self.skipped += 1
             _LOG.warning(
                 "step %d: gradients are not finite, importance not updated", self.steps + 1
             )
             return
-        observe(one for adapter in self._adapters.values() for one in adapter.observed())
+        observe(seen)
 
     def _is_due(self, adapter: Recomposed) -> bool:
         """Whether step k total_steps / N, rounded up, is the one after ``steps`` for some k."""
@@ -241,13 +248,14 @@ class Recomposer:
             average.check(name, adapter)
         pairs = adapter.pairs().values()
         held = [one for pair in pairs for one in remembered(self._optimizer, *pair)]
-        index = adapter.recompose()
+        with gathered(adapter):
+            index = adapter.recompose()
         if len(index):
             for average in self._averages:
                 average.follow(name, index)
             for parameter, dim in pairs:
                 if parameter.grad is not None:
-                    parameter.grad.index_fill_(dim, index, 0)
+                    forget(parameter.grad, dim, index)
             for one in held:
                 one.renew(index)
         return tuple(index.tolist())
@@ -265,7 +273,3 @@ class Recomposer:
 
     def _all_owners(self) -> list[dict[str, Adapted]]:
         return [self._owners, *(average.owners for average in self._averages)]
-
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        for adapter in self._adapters.values():
-            yield from (parameter for parameter, _ in adapter.pairs().values())

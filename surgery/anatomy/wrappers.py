@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from surgery.errors import StateError
 
+_SHARDED = (
+    "read and apply before sharding; to fold or save, gather its state dict (docs/training.md) and load it "
+    "into a model that was adapted alike and is whole"
+)
 _REFUSED = {
-    "DistributedDataParallel": "read and apply before wrapping in DDP; wrap the adapted model",
+    "DistributedDataParallel": "read and apply before wrapping in DDP; for all else pass what is inside (model.module)",
     "DataParallel": "read and apply on the plain model (model.module), then wrap it",
-    "FullyShardedDataParallel": "read and apply before sharding; shard the adapted model",
+    "FullyShardedDataParallel": _SHARDED,
     "PeftModel": "call model.merge_and_unload() or start from the plain base model",
 }
 
@@ -88,6 +92,6 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise StateError(
             "the model is sharded by fully_shard",
             why="its weights are split over processes",
-            remedy=_REFUSED["FullyShardedDataParallel"],
+            remedy=_SHARDED,
         )
     return model

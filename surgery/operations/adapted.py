@@ -17,6 +17,7 @@ from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout
 from surgery.errors import StateError
 from surgery.operations.graft import Graft
+from surgery.operations.sharding import alike, is_sharded, keep, whole
 
 CHILD = "adapters"
 """Name of the child that holds the adapters."""
@@ -70,7 +71,7 @@ class Adapted(nn.Module):
             weight = self.base(name)
             corrected = graft.corrected(weight.dtype, weight.device)
             if corrected is not None:
-                weight.copy_(corrected)
+                keep(weight, corrected)
 
     @torch.no_grad()
     def rounding(self) -> float:
@@ -81,7 +82,7 @@ class Adapted(nn.Module):
             wide = torch.float32 if weight.device.type == "mps" else torch.float64
             exact = graft.corrected(wide, weight.device)
             if exact is not None and (size := float(exact.norm())):
-                worst = max(worst, float((weight.to(exact) - exact).norm()) / size)
+                worst = max(worst, float((whole(weight).to(exact) - exact).norm()) / size)
         return worst
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -93,7 +94,7 @@ class Adapted(nn.Module):
         for name, graft in self.grafts():
             if graft.original is not None and not keep_vars:
                 live = destination[prefix + name]
-                destination[prefix + name] = graft.original.to(live.device, copy=True)
+                destination[prefix + name] = alike(graft.original, live)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
@@ -106,15 +107,16 @@ class Adapted(nn.Module):
             if incoming is None or incoming.shape != self.base(name).shape:
                 continue
             if graft.original is not None:
-                graft.original = incoming.detach().to("cpu", graft.original.dtype, copy=True)
+                everything = whole(incoming.detach())
+                graft.original = everything.to("cpu", graft.original.dtype, copy=True)
                 # Assigned, it is the caller's own.
-                if self.base(name).data_ptr() == incoming.data_ptr():
+                if _memory(self.base(name)) == _memory(incoming):
                     self.base(name).data = incoming.detach().clone()
             original = self.original(name)
             if not (
                 original.is_meta or before[name].is_meta or torch.equal(before[name], original)
             ):
-                graft.read_base(original)
+                graft.read_base(whole(original))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and deepcopy rebuild the subclass, which no import can find."""
@@ -227,6 +229,10 @@ def _composed_property(name: str) -> property:
 def _rebuild(plain: type[nn.Module], composed: frozenset[str], through_forward: bool) -> Adapted:
     kind = adapted_class(plain, composed, through_forward)
     return kind.__new__(kind)
+
+
+def _memory(tensor: Tensor) -> int:
+    return (tensor.to_local() if is_sharded(tensor) else tensor).data_ptr()
 
 
 def _after_load(module: nn.Module, incompatible_keys: Any) -> None:

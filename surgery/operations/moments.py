@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.operations.sharding import change, whole
+
 _LOG = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "max_exp_avg", "momentum")
 
@@ -38,16 +40,21 @@ class Remembered:
 
     def renew(self, index: Tensor) -> None:
         """After the pairs at ``index`` were born anew: a moment of theirs is zero, a copy has their values."""
+        dtype = self.value.dtype
         if not self.value.is_floating_point():
-            dtype = self.value.dtype
             _LOG.warning("the optimizer's %s is %s: no pair of it can be reset", self.key, dtype)
             return
         where = index.to(self.value.device)
         if self.is_copy:
-            born = self.parameter.index_select(self.along, index).to(self.value)
-            self.value.index_copy_(self.dim, where, born)
+            born = whole(self.parameter).index_select(self.along, index).to(where.device, dtype)
+            change(self.value, lambda value: value.index_copy_(self.dim, where, born))
         else:
-            self.value.index_fill_(self.dim, where, 0)
+            forget(self.value, self.dim, where)
+
+
+def forget(tensor: Tensor, dim: int, index: Tensor) -> None:
+    """Set what lies at ``index`` along ``dim`` to zero, of a sharded tensor, too."""
+    change(tensor, lambda value: value.index_fill_(dim, index, 0))
 
 
 def states_of(
@@ -111,5 +118,6 @@ def _is_copy(key: str, value: Tensor, parameter: nn.Parameter) -> bool:
         return True
     if key.startswith(_MOMENTS) or value.shape != parameter.shape or not value.is_floating_point():
         return False
-    ours = parameter.detach().to(value)
-    return bool(torch.dist(value, ours) < ours.norm() / 2)
+    held = whole(value)
+    ours = whole(parameter).detach().to(held)
+    return bool(torch.dist(held, ours) < ours.norm() / 2)

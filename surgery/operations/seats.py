@@ -15,6 +15,10 @@ from surgery.adapters.recompose import Recomposed
 from surgery.errors import StateError
 from surgery.operations.adapted import CHILD, Adapted, adapted_modules
 from surgery.operations.averaging import attach
+from surgery.operations.sharding import gathered, is_sharded
+
+Factors = tuple[nn.Parameter, ...]
+_PLACEMENTS = {"Shard", "Replicate"}
 
 
 def seats(model: nn.Module) -> Iterator[tuple[str, Recomposed, Adapted]]:
@@ -86,7 +90,8 @@ class Average:
     def follow(self, name: str, places: torch.Tensor) -> None:
         """Recompose the same pairs."""
         adapter = self.adapters[name]
-        adapter.switch(places.to(adapter.ledger.B.device))
+        with gathered(adapter):
+            adapter.switch(places.to(adapter.ledger.B.device))
 
 
 def check_agreed(model: nn.Module, schedule: object) -> None:
@@ -116,14 +121,15 @@ def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Opt
     """Refuse what cannot recompose, and warn where weight decay would eat pretrained weight.
 
     Raises:
-        StateError: If there is no adapter, one is sharded, or the optimizer does not train it.
+        StateError: If there is no adapter, one is split in a way that hides its pairs, or the optimizer
+            does not train it.
     """
     if not adapters:
         raise StateError(
             "the model has no adapter that recomposes",
             remedy="apply a policy with adapter 'srlora', or train without a Recomposer",
         )
-    check_whole(adapters)
+    _check_parts(adapters)
     if not hasattr(optimizer, "param_groups"):
         raise StateError(
             f"a {type(optimizer).__name__} is no optimizer",
@@ -173,19 +179,50 @@ def check_seated(owners: Mapping[str, nn.Module]) -> None:
         )
 
 
-def check_whole(adapters: Mapping[str, Recomposed]) -> None:
-    """Refuse adapters of which a process sees a part.
+def check_kept(adapters: Mapping[str, Recomposed], trained: Mapping[str, Factors]) -> None:
+    """Refuse factors that took the place of those that the optimizer trains.
 
     Raises:
-        StateError: With the first one that is sharded.
+        StateError: With the first adapter that has others.
     """
     for name, adapter in adapters.items():
-        sharded = next((p for p in adapter.parameters() if is_traceable_wrapper_subclass(p)), None)
-        if sharded is not None:
+        now = factors_of(adapter)
+        if any(ours is not its for ours, its in zip(now, trained[name], strict=True)):
             raise StateError(
-                "a sharded adapter cannot recompose",
+                "an adapter has other factors than the optimizer trains",
                 where=name,
-                why=f"its factors are {type(sharded.data).__name__}s: no process sees a whole pair, "
-                "nor the whole weight that takes it in",
-                remedy="train it under DDP, or shard an adapter that stays put (symlora, lora, pissa)",
+                why="the model was sharded, loaded with assign=True or left unsharded after the recomposer was "
+                "made; its optimizer state could not be reset",
+                remedy="make optimizer and Recomposer when the model is sharded and loaded, and have FSDP2 "
+                "reshard after backward (its default)",
             )
+
+
+def factors_of(adapter: Recomposed) -> Factors:
+    """What a recomposing adapter trains."""
+    return tuple(parameter for parameter, _ in adapter.pairs().values())
+
+
+def _check_parts(adapters: Mapping[str, Recomposed]) -> None:
+    """Refuse factors that cannot be gathered pair by pair.
+
+    Raises:
+        StateError: With the first adapter that is flattened (FSDP1) or sharded in another way than FSDP2's.
+    """
+    for name, adapter in adapters.items():
+        for parameter, dim in adapter.pairs().values():
+            whole = parameter.ndim > dim and parameter.shape[dim] == adapter.rank
+            if not (isinstance(parameter, nn.Parameter) and whole and _is_gatherable(parameter)):
+                raise StateError(
+                    "an adapter that is split in this way cannot recompose",
+                    where=name,
+                    why=f"a factor is a {type(parameter).__name__} of shape {tuple(parameter.shape)}: its pairs "
+                    "cannot be put together again",
+                    remedy="shard with FSDP2 (fully_shard), or train under DDP",
+                )
+
+
+def _is_gatherable(parameter: nn.Parameter) -> bool:
+    if is_sharded(parameter):
+        return all(type(place).__name__ in _PLACEMENTS for place in parameter.placements)
+    return not is_traceable_wrapper_subclass(parameter)

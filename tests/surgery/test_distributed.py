@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+import surgery
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "distributed" / "ranks.py"
 
@@ -26,9 +28,10 @@ def alone() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left behind."""
+def folder(tmp_path_factory: pytest.TempPathFactory, alone: ModuleType) -> Path:
+    """What two processes left behind, who found a checkpoint of one."""
     where = tmp_path_factory.mktemp("ranks")
+    alone.Training(alone.network("srlora"), True).run(0, alone.HALF).save(where / "srlora-of-one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -44,33 +47,57 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], toleranc
         assert torch.allclose(value, other[name], atol=tolerance, rtol=0), name
 
 
+@pytest.mark.parametrize(
+    "way", ["ddp", "srlora", "sym-srlora", "accelerate-ddp", "accelerate-fsdp"]
+)
 def test_recomposition_is_the_same_on_every_rank_and_as_in_one_process(
-    folder: Path, alone: ModuleType
+    folder: Path, alone: ModuleType, way: str
 ) -> None:
-    first, second = (torch.load(folder / f"ddp-{rank}.pt") for rank in (0, 1))
-    assert first["switches"] == second["switches"] == [2, 3, 5]
-    close(first["state"], second["state"], 0)
-    net = alone.network("srlora")
-    assert alone.train(net, True, 0, 1) == first["switches"]
-    close(net.state_dict(), first["state"], 1e-5)
+    """Under DDP and FSDP2, alone and by accelerate: the same pairs at the same steps."""
+    (switches, state), second = (torch.load(folder / f"{way}-{rank}.pt") for rank in (0, 1))
+    assert [step for step, _ in switches] == [2, 3, 5]
+    assert switches == second[0]
+    if second[1]:  # accelerate gathers what FSDP2 sharded in the first process alone
+        close(state, second[1], 0)
+    net = alone.network("sym-srlora" if way == "sym-srlora" else "srlora")
+    assert alone.Training(net, True).run(0, alone.STEPS).switches() == switches
+    close(net.state_dict(), state, 1e-5)
 
 
 def test_fsdp_trains_adapters_that_stay_put(folder: Path, alone: ModuleType) -> None:
     net = alone.network("symlora")
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    alone.train(net, False, 0, 1)
+    alone.Training(net, False).run(0, alone.STEPS)
     moved = [name for name, value in net.state_dict().items() if not value.equal(before[name])]
     assert any(".adapters." in name for name in moved)
     for rank in (0, 1):
-        close(net.state_dict(), torch.load(folder / f"fsdp-{rank}.pt"), 1e-5)
+        close(net.state_dict(), torch.load(folder / f"symlora-{rank}.pt")[1], 1e-5)
 
 
-def test_recomposition_under_fsdp_is_refused_on_every_rank(folder: Path) -> None:
+@pytest.mark.parametrize("adapter", ["symlora", "srlora", "sym-srlora"])
+def test_one_process_goes_on_with_the_checkpoint_of_two(
+    folder: Path, alone: ModuleType, adapter: str
+) -> None:
+    training = alone.Training(alone.network(adapter), adapter in alone.RECOMPOSING)
+    training.load(folder / f"{adapter}-of-two").run(alone.HALF, alone.STEPS)
+    close(training.model.state_dict(), torch.load(folder / f"{adapter}-0.pt")[1], 1e-5)
+    surgery.fold(training.model)
+
+
+def test_two_processes_go_on_with_the_checkpoint_of_one(folder: Path) -> None:
     for rank in (0, 1):
-        assert "train it under DDP" in (folder / f"refusal-{rank}.txt").read_text()
+        close(
+            torch.load(folder / f"from-one-{rank}.pt"), torch.load(folder / "srlora-0.pt")[1], 1e-5
+        )
 
 
 def test_processes_with_other_schedules_are_refused_on_every_rank(folder: Path) -> None:
     for rank in (0, 1):
         said = (folder / f"disagreement-{rank}.txt").read_text()
         assert "disagree" in said and "(6," in said and "(7," in said
+
+
+def test_a_model_sharded_under_its_recomposer_is_refused_on_every_rank(folder: Path) -> None:
+    for rank in (0, 1):
+        said = (folder / f"sharded-later-{rank}.txt").read_text()
+        assert "other factors than the optimizer trains" in said
