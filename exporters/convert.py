@@ -23,6 +23,7 @@ from exporters.inputs import identifier
 from exporters.neutral import only_neutral_is_dropped
 from exporters.norms import divide_by_roots
 from exporters.patterns.unseen import zeros_where_nothing_is_seen
+from exporters.siblings import only_siblings_are_paired
 from exporters.translations import TRANSLATIONS
 from surgery.anatomy.capture import alone
 from surgery.errors import told_by
@@ -48,6 +49,7 @@ def to_ir(captured: Captured) -> ir.Model:
         torch.no_grad(),
         zeros_where_nothing_is_seen(captured),
         only_neutral_is_dropped(),
+        only_siblings_are_paired(),
     ):
         try:
             translated = torch.onnx.export(
