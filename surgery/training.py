@@ -17,7 +17,7 @@ from surgery.adapters.widths import uncast
 from surgery.errors import StateError
 from surgery.groups import parameter_groups
 from surgery.operations.adapted import Adapted
-from surgery.operations.moments import forget, remembered, states_of
+from surgery.operations.moments import remembered, states_of
 from surgery.operations.rollback import tensors_or_nothing
 from surgery.operations.seats import (
     Average,
@@ -28,7 +28,7 @@ from surgery.operations.seats import (
     factors_of,
     seats,
 )
-from surgery.operations.sharding import gathered, whole
+from surgery.operations.sharding import clear, fully_sharded, gathered, whole
 
 __all__ = ["Recomposer", "Recomposition", "parameter_groups"]
 
@@ -81,7 +81,8 @@ class Recomposer:
     lose their gradient and their optimizer state; nothing else does. Adam's step count stays, so their next
     update is (1 - beta1) / sqrt(1 - beta2), about 3 times the learning rate.
 
-    Every process of a distributed training makes one, with the same total_steps.
+    Every process of a distributed training makes one, with the same total_steps, of a model that started from the
+    same weights.
 
     Args:
         model: Carries the adapters; may be wrapped or sharded (DDP, FSDP2, torch.compile).
@@ -114,6 +115,8 @@ class Recomposer:
                 f"total_steps {total_steps!r} is no number of steps",
                 remedy="pass the optimizer steps of the whole training: epochs * batches per epoch",
             )
+        self._sharded = fully_sharded(model)
+        self._reshard()
         found = list(seats(model))
         self._adapters = {name: adapter for name, adapter, _ in found}
         self._owners = {name: owner for name, _, owner in found}
@@ -127,7 +130,7 @@ class Recomposer:
             _LOG.warning(
                 "%d switches do not fit into %d steps: at most one a step", most, total_steps
             )
-        check_agreed(model, (total_steps, [(n, a.switches) for n, a in self._adapters.items()]))
+        check_agreed(model, total_steps, self._adapters, self._owners)
         self.history: list[Recomposition] = []
         self.steps = self.skipped = 0
         self._exhausted: set[str] = set()
@@ -137,16 +140,17 @@ class Recomposer:
         """Observe the gradients and, where it is time, recompose.
 
         If a recomposition fails (memory), model and optimizer are as before, and the call can be
-        repeated.
+        repeated; but not where the model is sharded, for the other processes wait for this one.
 
         Returns:
             What was recomposed, or None if nothing was.
 
         Raises:
             StateError: If no adapter has a gradient, before backward or after ``zero_grad``, or the adapters
-                were folded, taken out or sharded meanwhile.
+                were folded, taken out or replaced meanwhile (sharded, loaded with assign=True).
         """
         check_seated(self._owners)
+        self._reshard()
         check_kept(self._adapters, self._factors)
         self._check_end()
         if all(parameter.grad is None for parameter in chain(*self._factors.values())):
@@ -181,6 +185,10 @@ class Recomposer:
             )  # fmt: skip
         self.steps, self.total_steps = int(state["steps"]), int(state["total_steps"])
         self.skipped, self._exhausted = int(state["skipped"]), set(state["exhausted"])
+
+    def _reshard(self) -> None:
+        for module in self._sharded:
+            module.reshard()
 
     def _check_end(self) -> None:
         if self.steps == self.total_steps:
@@ -255,7 +263,7 @@ class Recomposer:
                 average.follow(name, index)
             for parameter, dim in pairs:
                 if parameter.grad is not None:
-                    forget(parameter.grad, dim, index)
+                    clear(parameter.grad, dim, index)
             for one in held:
                 one.renew(index)
         return tuple(index.tolist())

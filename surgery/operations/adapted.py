@@ -17,7 +17,7 @@ from surgery.adapters.base import Adapter
 from surgery.anatomy.types import Access, Layout
 from surgery.errors import StateError
 from surgery.operations.graft import Graft
-from surgery.operations.sharding import alike, is_sharded, keep, whole
+from surgery.operations.sharding import is_sharded, laid_out_as, whole, write
 
 CHILD = "adapters"
 """Name of the child that holds the adapters."""
@@ -71,7 +71,7 @@ class Adapted(nn.Module):
             weight = self.base(name)
             corrected = graft.corrected(weight.dtype, weight.device)
             if corrected is not None:
-                keep(weight, corrected)
+                write(weight, corrected)
 
     @torch.no_grad()
     def rounding(self) -> float:
@@ -82,7 +82,11 @@ class Adapted(nn.Module):
             wide = torch.float32 if weight.device.type == "mps" else torch.float64
             exact = graft.corrected(wide, weight.device)
             if exact is not None and (size := float(exact.norm())):
-                worst = max(worst, float((whole(weight).to(exact) - exact).norm()) / size)
+                sharded = is_sharded(weight)  # then it need not be gathered to know what it holds
+                live = graft.corrected(weight.dtype, weight.device) if sharded else weight
+                assert live is not None
+                rounded = live.to(weight.dtype).to(exact)
+                worst = max(worst, float((rounded - exact).norm()) / size)
         return worst
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -94,29 +98,36 @@ class Adapted(nn.Module):
         for name, graft in self.grafts():
             if graft.original is not None and not keep_vars:
                 live = destination[prefix + name]
-                destination[prefix + name] = alike(graft.original, live)
+                destination[prefix + name] = laid_out_as(live, graft.original)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
     ) -> None:
         """Take an incoming weight as the new original; ``_after_load`` corrects the live one."""
-        before = {name: self.original(name).clone() for name, _ in self.grafts()}
+        incoming = {name: state_dict.get(prefix + name) for name, _ in self.grafts()}
+        before = {name: self._known(name, new) for name, new in incoming.items()}
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
         for name, graft in self.grafts():
-            incoming = state_dict.get(prefix + name)
-            if incoming is None or incoming.shape != self.base(name).shape:
-                continue
+            new = incoming[name]
+            if new is None or not _alike(new, self.base(name)):
+                continue  # torch has said so
             if graft.original is not None:
-                everything = whole(incoming.detach())
-                graft.original = everything.to("cpu", graft.original.dtype, copy=True)
-                # Assigned, it is the caller's own.
-                if _memory(self.base(name)) == _memory(incoming):
-                    self.base(name).data = incoming.detach().clone()
-            original = self.original(name)
-            if not (
-                original.is_meta or before[name].is_meta or torch.equal(before[name], original)
-            ):
-                graft.read_base(whole(original))
+                self._take_original(name, graft, new)
+            if not _same(before[name], self.original(name)):
+                graft.read_base(whole(self.original(name)))
+
+    def _known(self, name: str, incoming: Tensor | None) -> Tensor | None:
+        """The weight before a load; None if the incoming values were written into it already."""
+        original = self.original(name)
+        if incoming is not None and _memory(incoming) == _memory(original):
+            return None
+        return original.clone()
+
+    def _take_original(self, name: str, graft: Graft, incoming: Tensor) -> None:
+        assert graft.original is not None
+        graft.original = whole(incoming.detach()).to("cpu", graft.original.dtype, copy=True)
+        if _memory(self.base(name)) == _memory(incoming):  # assigned, it is the caller's own
+            self.base(name).data = incoming.detach().clone()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and deepcopy rebuild the subclass, which no import can find."""
@@ -135,9 +146,9 @@ class AdaptedForward(Adapted):
         """
         if not isinstance(self, Adapted):
             return type(self).forward(self, input, *args, **kwargs)
-        whole = self._product(input) if not (args or kwargs) else None
-        if whole is not None:
-            return whole
+        product = self._product(input) if not (args or kwargs) else None
+        if product is not None:
+            return product
         output: Tensor = self.plain_class.forward(self, input, *args, **kwargs)
         for name, graft in self.grafts():
             if name not in self.composed:
@@ -214,21 +225,38 @@ def adapted_class(
 
 def _composed_property(name: str) -> property:
     def read(self: Adapted) -> Tensor:
+        base = self.base(name)
+        if is_sharded(
+            base
+        ):  # FSDP2 looks for its own; where the model reads the weight, it is whole
+            return base
         try:
-            return dict(self.grafts())[name].composed(self.base(name))
+            return dict(self.grafts())[name].composed(base)
         except AttributeError as error:
             # nn.Module would answer an AttributeError with the bare weight, and nobody would know.
             raise RuntimeError(f"the adapters of {name} cannot be read: {error}") from error
 
-    def keep(self: Adapted, weight: Tensor) -> None:
+    def store(self: Adapted, weight: Tensor) -> None:
         self.__dict__[name] = weight
 
-    return property(read, keep, doc=f"The base {name} plus the adapters' deltas.")
+    return property(read, store, doc=f"The base {name} plus the adapters' deltas.")
 
 
 def _rebuild(plain: type[nn.Module], composed: frozenset[str], through_forward: bool) -> Adapted:
     kind = adapted_class(plain, composed, through_forward)
     return kind.__new__(kind)
+
+
+def _alike(incoming: Tensor, live: Tensor) -> bool:
+    """Whether one can be loaded into the other."""
+    return incoming.shape == live.shape and is_sharded(incoming) is is_sharded(live)
+
+
+def _same(before: Tensor | None, now: Tensor) -> bool:
+    """Whether a load left the values as they were; without values there is nothing to read."""
+    if now.is_meta or (before is not None and before.is_meta):
+        return True
+    return before is not None and torch.equal(before, now)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -29,7 +29,12 @@ def fingerprint(model: nn.Module, operation: Operation) -> str:
 def fingerprint_of(weight: Tensor, projection: Projection) -> str:
     """The same of a weight that is in no model, in its own layout."""
     rows = take(as_matrix(weight, projection.layout), projection.rows)
-    return f"{str(rows.dtype).removeprefix('torch.')}:{_sha256(rows)}"
+    return f"{str(rows.dtype).removeprefix('torch.')}:{digest(rows)}"
+
+
+def digest(tensor: Tensor) -> str:
+    """sha256 of the values, in the order of the dimensions."""
+    return hashlib.sha256(tensor.cpu().flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def combined(prints: Iterable[str]) -> str:
@@ -71,7 +76,3 @@ def _original(owner: nn.Module, name: str) -> Tensor:
     weight = owner._parameters[name]
     assert weight is not None
     return weight.detach()
-
-
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()

@@ -6,12 +6,15 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from surgery.operations.sharding import change, whole
+from surgery.operations.sharding import as_part_of, change_whole, clear, is_sharded, whole
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _LOG = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "max_exp_avg", "momentum")
@@ -44,17 +47,11 @@ class Remembered:
         if not self.value.is_floating_point():
             _LOG.warning("the optimizer's %s is %s: no pair of it can be reset", self.key, dtype)
             return
-        where = index.to(self.value.device)
         if self.is_copy:
-            born = whole(self.parameter).index_select(self.along, index).to(where.device, dtype)
-            change(self.value, lambda value: value.index_copy_(self.dim, where, born))
+            born = whole(self.parameter).index_select(self.along, index).to(dtype)
+            change_whole(self.value, lambda value: _copy_at(value, self.dim, index, born))
         else:
-            forget(self.value, self.dim, where)
-
-
-def forget(tensor: Tensor, dim: int, index: Tensor) -> None:
-    """Set what lies at ``index`` along ``dim`` to zero, of a sharded tensor, too."""
-    change(tensor, lambda value: value.index_fill_(dim, index, 0))
+            clear(self.value, self.dim, index)
 
 
 def states_of(
@@ -90,10 +87,23 @@ def remembered(
     states = states_of(optimizer, parameter)
     for name, value in chain.from_iterable(state.items() for state in states):
         key = str(name)
-        dim = _pairs_of(key, value, parameter, along) if isinstance(value, Tensor) else None
+        if not isinstance(value, Tensor):
+            continue
+        if is_sharded(parameter) and not is_sharded(value):
+            value = _as_part(value, parameter)
+        dim = _pairs_of(key, value, parameter, along)
         if dim is not None:
             is_copy = _is_copy(key, value, parameter)
             yield Remembered(parameter, along, key, value, dim, is_copy)
+
+
+def _as_part(value: Tensor, parameter: DTensor) -> Tensor:
+    """What an optimizer that knows nothing of shards keeps for this process's part, as a part."""
+    return as_part_of(parameter, value) if value.shape == parameter.to_local().shape else value
+
+
+def _copy_at(value: Tensor, dim: int, index: Tensor, born: Tensor) -> None:
+    value.index_copy_(dim, index.to(value.device), born.to(value.device))
 
 
 def _pairs_of(key: str, value: Tensor, parameter: nn.Parameter, along: int) -> int | None:

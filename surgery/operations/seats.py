@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from surgery.adapters.recompose import Recomposed
 from surgery.errors import StateError
 from surgery.operations.adapted import CHILD, Adapted, adapted_modules
 from surgery.operations.averaging import attach
+from surgery.operations.identity import combined, digest
 from surgery.operations.sharding import gathered, is_sharded
 
 Factors = tuple[nn.Parameter, ...]
@@ -94,27 +96,51 @@ class Average:
             adapter.switch(places.to(adapter.ledger.B.device))
 
 
-def check_agreed(model: nn.Module, schedule: object) -> None:
-    """Refuse a training whose processes would switch at different steps: one would undo what the other learns.
+def check_agreed(
+    model: nn.Module,
+    total_steps: int,
+    adapters: Mapping[str, Recomposed],
+    owners: Mapping[str, Adapted],
+) -> None:
+    """Refuse a training whose processes would not recompose alike: one would undo what the other learns.
 
     Every process of a distributed training calls it, DDP's own group where there is one.
 
     Raises:
-        StateError: In every process, with the first two that differ.
+        StateError: In every process, with the first two that differ in the schedule, or in the weights and
+            directions, of which each keeps its own.
     """
     group = getattr(model, "process_group", None)
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return
-    found: list[object] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, schedule, group)
-    other = next((rank for rank, one in enumerate(found) if one != found[0]), None)
-    if other is not None:
-        raise StateError(
-            "the processes disagree on when to recompose",
-            where=f"processes 0 and {other}",
-            why=f"total_steps and switches are {str(found[0])[:100]} and {str(found[other])[:100]}",
-            remedy="pass the same total_steps everywhere, that of the shortest share of the data",
-        )
+    schedule = total_steps, [(name, adapter.switches) for name, adapter in adapters.items()]
+    kept = combined(map(digest, _kept_whole(adapters, owners)))
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, (schedule, kept), group)
+    for rank, (its_schedule, its_kept) in enumerate(found):
+        if its_schedule != found[0][0]:
+            raise StateError(
+                "the processes disagree on when to recompose",
+                where=f"processes 0 and {rank}",
+                why=f"total_steps and switches are {str(found[0][0])[:100]} and {str(its_schedule)[:100]}",
+                remedy="pass the same total_steps everywhere, that of the shortest share of the data",
+            )
+        if its_kept != found[0][1]:
+            raise StateError(
+                "the processes started from different weights",
+                where=f"processes 0 and {rank}",
+                why="each corrects the frozen weights from its own originals and directions, which differ",
+                remedy="load the same weights, or seed them alike, in every process before surgery.apply",
+            )
+
+
+def _kept_whole(
+    adapters: Mapping[str, Recomposed], owners: Mapping[str, Adapted]
+) -> Iterator[torch.Tensor]:
+    for owner in dict.fromkeys(owners.values()):
+        yield from (graft.original for _, graft in owner.grafts() if graft.original is not None)
+    for adapter in adapters.values():
+        yield from adapter.buffers()
 
 
 def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Optimizer) -> None:
@@ -129,7 +155,7 @@ def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Opt
             "the model has no adapter that recomposes",
             remedy="apply a policy with adapter 'srlora', or train without a Recomposer",
         )
-    _check_parts(adapters)
+    _check_gatherable(adapters)
     if not hasattr(optimizer, "param_groups"):
         raise StateError(
             f"a {type(optimizer).__name__} is no optimizer",
@@ -141,16 +167,17 @@ def check_trained(adapters: Mapping[str, Recomposed], optimizer: torch.optim.Opt
         for p in group["params"]
     }
     for name, adapter in adapters.items():
-        own = [id(p) for p, _ in adapter.pairs().values()]
-        if not decays.keys() >= set(own):
+        factors = factors_of(adapter)
+        if not decays.keys() >= set(map(id, factors)):
+            wrapped = "fully_shard" if any(map(is_sharded, factors)) else "surgery.apply"
             raise StateError(
                 "the optimizer does not train an adapter of the model",
                 where=name,
                 why="its state could not be reset at a recomposition",
-                remedy="make the optimizer after surgery.apply, of surgery.parameter_groups(model)",
+                remedy=f"make the optimizer after {wrapped}, of surgery.parameter_groups(model)",
             )
     for name, adapter in adapters.items():
-        if decay := max(decays[id(p)] for p, _ in adapter.pairs().values()):
+        if decay := max(decays[id(p)] for p in factors_of(adapter)):
             _warn_of_decay(name, decay)
             return
 
@@ -191,10 +218,9 @@ def check_kept(adapters: Mapping[str, Recomposed], trained: Mapping[str, Factors
             raise StateError(
                 "an adapter has other factors than the optimizer trains",
                 where=name,
-                why="the model was sharded, loaded with assign=True or left unsharded after the recomposer was "
-                "made; its optimizer state could not be reset",
-                remedy="make optimizer and Recomposer when the model is sharded and loaded, and have FSDP2 "
-                "reshard after backward (its default)",
+                why="the model was sharded, or loaded with assign=True, after the Recomposer was made: the "
+                "optimizer's state of them could not be reset",
+                remedy="make optimizer and Recomposer when the model is sharded and loaded",
             )
 
 
@@ -203,7 +229,7 @@ def factors_of(adapter: Recomposed) -> Factors:
     return tuple(parameter for parameter, _ in adapter.pairs().values())
 
 
-def _check_parts(adapters: Mapping[str, Recomposed]) -> None:
+def _check_gatherable(adapters: Mapping[str, Recomposed]) -> None:
     """Refuse factors that cannot be gathered pair by pair.
 
     Raises:
@@ -211,8 +237,10 @@ def _check_parts(adapters: Mapping[str, Recomposed]) -> None:
     """
     for name, adapter in adapters.items():
         for parameter, dim in adapter.pairs().values():
-            whole = parameter.ndim > dim and parameter.shape[dim] == adapter.rank
-            if not (isinstance(parameter, nn.Parameter) and whole and _is_gatherable(parameter)):
+            has_pairs = parameter.ndim > dim and parameter.shape[dim] == adapter.rank
+            if not (
+                isinstance(parameter, nn.Parameter) and has_pairs and _is_gatherable(parameter)
+            ):
                 raise StateError(
                     "an adapter that is split in this way cannot recompose",
                     where=name,

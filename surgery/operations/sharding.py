@@ -1,6 +1,6 @@
 """Tensors of which each process holds a part (FSDP2's): gathered, and written to part by part.
 
-Every process of the mesh has to make the same calls in the same order, for each of them waits for the others.
+Where a tensor is gathered, every process of its mesh has to ask for it, in the same order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 
@@ -23,17 +24,23 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def fully_sharded(model: nn.Module) -> list[FSDPModule]:
+    """The modules that FSDP2 shards; a forward without backward leaves whole parameters in them until ``reshard``."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    return [m for m in model.modules() if module and isinstance(m, module.FSDPModule)]
+
+
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all parts of a sharded one, put together on the device where its part lies."""
+    """The tensor itself; or all parts of a sharded one put together, on the device of its mesh."""
     if not is_sharded(tensor):
         return tensor
-    part = tensor.to_local()
-    return _laid_out(part.to(tensor.device_mesh.device_type), tensor).full_tensor().to(part.device)
+    part = tensor.to_local().to(tensor.device_mesh.device_type)
+    return as_part_of(tensor, part).full_tensor()
 
 
 @torch.no_grad()
-def keep(tensor: Tensor, value: Tensor) -> None:
+def write(tensor: Tensor, value: Tensor) -> None:
     """Write a whole value into a tensor, or this process's part of the value into its part."""
     if is_sharded(tensor):
         tensor.to_local().copy_(_part(value, tensor))
@@ -42,20 +49,46 @@ def keep(tensor: Tensor, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def change(tensor: Tensor, how: Callable[[Tensor], object]) -> None:
-    """Change a tensor in place, by its pairs: ``how`` is given all of it."""
-    everything = whole(tensor)
-    how(everything)
-    if everything is not tensor:
-        keep(tensor, everything)
+def clear(tensor: Tensor, dim: int, index: Tensor) -> None:
+    """Set what lies at ``index`` along ``dim`` to zero. Nothing is gathered."""
+    if not is_sharded(tensor):
+        tensor.index_fill_(dim, index.to(tensor.device), 0)
+        return
+    cleared = torch.zeros(tensor.shape, dtype=torch.bool, device=index.device)
+    mask = _part(cleared.index_fill_(dim, index, True), tensor)
+    part = tensor.to_local()
+    part.masked_fill_(mask.to(part.device), 0)
 
 
 @torch.no_grad()
-def alike(value: Tensor, tensor: Tensor) -> Tensor:
+def change_whole(tensor: Tensor, how: Callable[[Tensor], object]) -> None:
+    """Change a tensor in place by way of ``how``, which is given all of it."""
+    everything = whole(tensor)
+    how(everything)
+    if everything is not tensor:
+        write(tensor, everything)
+
+
+@torch.no_grad()
+def laid_out_as(tensor: Tensor, value: Tensor) -> Tensor:
     """A copy of a whole value that lies as ``tensor`` does: on its device, and sharded as it is."""
     if not is_sharded(tensor):
         return value.to(tensor.device, copy=True)
-    return _laid_out(_part(value, tensor).to(tensor.to_local().device, copy=True), tensor)
+    return as_part_of(tensor, _part(value, tensor).to(tensor.to_local().device, copy=True))
+
+
+def as_part_of(tensor: DTensor, part: Tensor) -> DTensor:
+    """A tensor that is sharded as ``tensor`` is and of which this process holds ``part``."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        tensor.device_mesh,
+        tensor.placements,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+        run_check=False,
+    )
 
 
 @contextmanager
@@ -72,10 +105,10 @@ def gathered(module: nn.Module) -> Iterator[None]:
     ]
     try:
         for owner, name, part in parts:
-            setattr(owner, name, nn.Parameter(whole(part), part.requires_grad))
+            setattr(owner, name, nn.Parameter(whole(part).clone(), part.requires_grad))
         yield
         for owner, name, part in parts:
-            keep(part, owner.get_parameter(name))
+            write(part, owner.get_parameter(name))
     finally:
         for owner, name, part in parts:
             setattr(owner, name, part)
@@ -88,16 +121,3 @@ def _part(value: Tensor, tensor: DTensor) -> Tensor:
     return distribute_tensor(
         value.detach(), tensor.device_mesh, tensor.placements, src_data_rank=None
     ).to_local()
-
-
-def _laid_out(part: Tensor, tensor: DTensor) -> DTensor:
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        part,
-        tensor.device_mesh,
-        tensor.placements,
-        shape=tensor.shape,
-        stride=tensor.stride(),
-        run_check=False,
-    )

@@ -14,7 +14,12 @@ import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import fully_shard
 
 import surgery
@@ -24,8 +29,34 @@ STEPS, HALF, BATCH = 6, 3, 4
 RECOMPOSING = {"srlora", "sym-srlora"}
 
 
-def network(adapter: str) -> nn.Module:
+class Encoder(nn.Module):
+    """Its attention reads weights whose modules it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 16, 16, 16), nn.Linear(16, 3)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True) for _ in range(2)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).mT
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+def encoder() -> nn.Module:
     torch.manual_seed(0)
+    policy = {
+        "select": [{"roles": ["attention.query", "attention.value"]}],
+        "adapter": {"kind": "srlora", "rank": 2, "target_rank": 6},
+    }
+    return surgery.apply(Encoder(), policy, seed=0, example_inputs=torch.randn(2, 3, 32, 32))
+
+
+def network(adapter: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     net = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, embed_dim=16, depth=2, num_heads=2, num_classes=3
     )
@@ -33,15 +64,40 @@ def network(adapter: str) -> nn.Module:
     return surgery.apply(net, "vit-attn-qv", adapter=adapter, rank=2, seed=0, **options)
 
 
+class OnParts(torch.optim.Optimizer):
+    """Momentum that knows nothing of shards: it sees this process's part of each tensor."""
+
+    def __init__(self, trained: list[nn.Parameter]) -> None:
+        super().__init__(trained, {})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            value, gradient = part(parameter), part(parameter.grad)
+            momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(value))
+            value -= 0.1 * momentum.mul_(0.9).add_(gradient)
+
+
+def part(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def sgd(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+
+
 class Training:
     """A loop that may stop and go on, in any number of processes."""
 
     def __init__(
-        self, model: nn.Module, recomposes: bool, prepare: Callable[..., Any] = lambda *both: both
+        self,
+        model: nn.Module,
+        recomposes: bool,
+        prepare: Callable[..., Any] = lambda *both: both,
+        optimizer: Callable[..., torch.optim.Optimizer] = sgd,
     ) -> None:
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
-        self.model, self.optimizer = prepare(model, optimizer)
+        self.model, self.optimizer = prepare(model, optimizer(trained))
         self.recomposer = (
             Recomposer(self.model, self.optimizer, total_steps=STEPS) if recomposes else None
         )
@@ -91,10 +147,9 @@ class Training:
         return {"model": model, "optimizer": optimizer, "recomposer": recomposer}
 
 
-def sharded(adapter: str) -> nn.Module:
+def sharded(net: nn.Module, blocks: bool = True) -> nn.Module:
     mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
-    net = network(adapter)
-    for block in net.blocks:
+    for block in net.blocks if blocks else ():
         fully_shard(block, mesh=mesh)
     return fully_shard(net, mesh=mesh)
 
@@ -113,7 +168,7 @@ def by_ddp(folder: Path, *share: int) -> None:
 def by_fsdp(folder: Path, adapter: str, *share: int) -> None:
     """Half, a checkpoint, and the rest."""
     recomposes = adapter in RECOMPOSING
-    done = Training(sharded(adapter), recomposes).run(0, HALF, *share)
+    done = Training(sharded(network(adapter)), recomposes).run(0, HALF, *share)
     done.save(folder / f"{adapter}-of-two")
     done.run(HALF, STEPS, *share)
     switches = done.switches() if recomposes else []
@@ -141,22 +196,75 @@ def by_accelerate(folder: Path, way: str, *share: int) -> None:
 
 def from_one(folder: Path, *share: int) -> None:
     """Go on with what one process saved."""
-    done = Training(sharded("srlora"), True).load(folder / "srlora-of-one")
+    done = Training(sharded(network("srlora")), True).load(folder / "srlora-of-one")
     done.run(HALF, STEPS, *share)
     torch.save(whole(done.model), folder / f"from-one-{share[0]}.pt")
 
 
-def refused(folder: Path, name: str, rank: int, total_steps: int, after: bool = False) -> None:
-    """What is said to a Recomposer of other ``total_steps``, or one made before the model was sharded."""
-    try:
-        net = network("srlora")
-        training = Training(net, False)
-        recomposer = Recomposer(net, training.optimizer, total_steps=total_steps)
-        if after:
-            fully_shard(net, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-            recomposer.step()
-    except surgery.StateError as error:
-        (folder / f"{name}-{rank}.txt").write_text(str(error))
+@torch.no_grad()
+def evaluate(net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
+    net(torch.randn(2, 3, 32, 32))
+    return net, optimizer
+
+
+def otherwise(folder: Path, *share: int) -> None:
+    """Read weights; an evaluation first, which leaves the root whole; an optimizer that sees parts."""
+    read = Training(sharded(encoder()), True).run(0, STEPS, *share)
+    torch.save((read.switches(), whole(read.model)), folder / f"read-weights-{share[0]}.pt")
+    net = sharded(network("srlora"), blocks=False)
+    evaluated = Training(net, True, prepare=evaluate).run(0, STEPS, *share)
+    torch.save((evaluated.switches(), whole(net)), folder / f"evaluated-{share[0]}.pt")
+    parts = Training(sharded(network("srlora")), True, optimizer=OnParts).run(0, STEPS, *share)
+    torch.save((parts.switches(), whole(parts.model)), folder / f"parts-{share[0]}.pt")
+
+
+def broadcast_load(folder: Path, rank: int) -> None:
+    """The state of the first process for all, into a model with another base."""
+    state = network("polar").state_dict() if rank == 0 else {}
+    net = sharded(network("polar", seed=1))
+    how = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(net, state, options=how)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    torch.save(net(images).detach(), folder / f"broadcast-{rank}.pt")
+
+
+def sharded_later() -> None:
+    net = network("srlora")
+    recomposer = Recomposer(net, Training(net, False).optimizer, total_steps=STEPS)
+    sharded(net)
+    recomposer.step()
+
+
+def optimizer_first() -> None:
+    net = network("srlora")
+    optimizer = Training(net, False).optimizer
+    Recomposer(sharded(net), optimizer, total_steps=STEPS)
+
+
+def parts_into_a_whole(rank: int) -> None:
+    """One process alone: nothing may wait for the other."""
+    state = sharded(network("srlora")).state_dict()
+    if rank == 0:
+        network("srlora").load_state_dict(state)
+
+
+def refusals(folder: Path, rank: int) -> None:
+    """What is said to whom."""
+    net, other = network("srlora"), network("srlora", seed=rank)
+    cases: dict[str, Callable[[], object]] = {
+        "disagreement": lambda: Recomposer(
+            net, Training(net, False).optimizer, total_steps=6 + rank
+        ),
+        "other-weights": lambda: Training(other, True),
+        "sharded-later": sharded_later,
+        "optimizer-first": optimizer_first,
+        "parts-into-a-whole": lambda: parts_into_a_whole(rank),
+    }
+    for name, case in cases.items():
+        try:
+            case()
+        except (surgery.StateError, RuntimeError) as error:
+            (folder / f"{name}-{rank}.txt").write_text(str(error))
 
 
 def main(folder: Path) -> None:
@@ -168,8 +276,9 @@ def main(folder: Path) -> None:
     for way in ("ddp", "fsdp"):
         by_accelerate(folder, way, *share)
     from_one(folder, *share)
-    refused(folder, "disagreement", rank, STEPS + rank)
-    refused(folder, "sharded-later", rank, STEPS, after=True)
+    otherwise(folder, *share)
+    broadcast_load(folder, rank)
+    refusals(folder, rank)
     dist.destroy_process_group()
 
 
