@@ -18,16 +18,15 @@ from surgery.errors import StateError
 from surgery.groups import parameter_groups
 from surgery.operations.adapted import Adapted
 from surgery.operations.moments import remembered, states_of
-from surgery.operations.rollback import tensors_or_nothing
-from surgery.operations.seats import (
-    Average,
+from surgery.operations.recomposable import (
     check_agreed,
     check_kept,
     check_seated,
     check_trained,
     factors_of,
-    seats,
 )
+from surgery.operations.rollback import tensors_or_nothing
+from surgery.operations.seats import Average, seats
 from surgery.operations.sharding import clear, fully_sharded, gathered, whole
 
 __all__ = ["Recomposer", "Recomposition", "parameter_groups"]
