@@ -11,6 +11,7 @@ from . import hub as hub
 from . import integrations as integrations
 from . import on_disk as on_disk
 from . import operations as operations
+from . import penalty as penalty
 from . import picture as picture
 from . import runs as runs
 from . import shards as shards
@@ -50,6 +51,7 @@ from .operations.product import set_contraction as set_contraction
 from .operations.summary import Summary as Summary
 from .operations.summary import summary as summary
 from .operations.undo import undo as undo
+from .penalty import orthogonality_penalty as orthogonality_penalty
 from .picture import save_picture as save_picture
 from .training import Recomposer as Recomposer
 from .training import parameter_groups as parameter_groups

@@ -93,7 +93,7 @@ class Recomposer:
     Attributes:
         history: Every recomposition so far.
         steps: Calls of :meth:`step` so far.
-        skipped: Steps whose gradients were not finite, and not taken into the scores.
+        skipped: Steps whose gradients were not finite, or zero throughout, and not taken into the scores.
 
     Raises:
         StateError: If no adapter of the model recomposes, the optimizer does not train one of
@@ -205,11 +205,13 @@ class Recomposer:
             for scores, weight, gradient in adapter.observed()
         ]
         gradients = [gradient for _, _, gradient in seen]
-        if not torch.nn.utils.get_total_norm(gradients, float("inf")).isfinite():
+        norm = torch.nn.utils.get_total_norm(gradients, float("inf"))
+        if (
+            not norm.isfinite() or norm == 0
+        ):  # clipped by an infinite norm, those of a head make all others zero
             self.skipped += 1
-            _LOG.warning(
-                "step %d: gradients are not finite, importance not updated", self.steps + 1
-            )
+            what = "all zero" if norm == 0 else "not finite"
+            _LOG.warning("step %d: gradients are %s, importance not updated", self.steps + 1, what)
             return
         observe(seen)
 

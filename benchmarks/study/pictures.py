@@ -1,7 +1,8 @@
-"""Two pictures of a task: loss against steps, accuracy against trained weights."""
+"""Pictures of a task: loss against steps, accuracy against trained weights, directions over the steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ matplotlib.use("svg")
 
 from matplotlib import pyplot
 
-from benchmarks.study.methods import METHODS
+from benchmarks.study.methods import METHODS, RANK
+from benchmarks.study.runs import Switches
+from surgery.runs.charts import stays
+
+COLUMNS = 6
 
 
 def accuracy(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -42,6 +47,25 @@ def losses(curves: Mapping[str, Sequence[float]], steps: int, path: Path) -> Non
             )
     axes.set(yscale="log", xlabel="step", ylabel="training loss, mean over seeds and 20 steps")
     axes.legend(fontsize=6)
+    _write(figure, path)
+
+
+def directions(switches: Switches, steps: int, path: Path) -> None:
+    """Which singular directions each adapter trained when: a bar a stay."""
+    rows = math.ceil(len(switches) / COLUMNS)
+    figure, panels = pyplot.subplots(
+        rows, COLUMNS, figsize=(9.6, 1.1 * rows), layout="constrained",
+        sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axes, (adapter, own) in zip(panels.flat, switches.items(), strict=False):
+        for direction, start, end in stays({"rank": RANK, "switches": own}, steps):
+            axes.broken_barh([(start, end - start)], (direction + 0.6, 0.8))
+        axes.set_title(adapter.replace(".adapters.weight", ""), fontsize=5)
+    for axes in panels.flat[len(switches) :]:
+        axes.set_visible(False)
+    panels[0, 0].invert_yaxis()
+    figure.supxlabel("step", fontsize=7)
+    figure.supylabel("singular direction, from the largest", fontsize=7)
     _write(figure, path)
 
 

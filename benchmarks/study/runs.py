@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ LOSSES_OF = 5
 """Steps whose mean loss is kept as one number."""
 MEASURED_ON = 8
 """Batches on which ranks are measured."""
+Switches = dict[str, list[tuple[int, list[int]]]]
+"""Of each adapter: step and swapped pairs, in the order in which they took the next directions."""
 _AT_ONCE = {"cuda": 500, "cpu": 32}
 
 
@@ -87,7 +90,7 @@ def perform(run: Run, folder: Path, device: str, replay: bool = True) -> dict[st
     kind = torch.device(device).type
     rounding = partial(torch.autocast, kind, task.products, task.products is not None)
     with _quick_attention(kind):
-        losses = _train(model, bench.parts.train, recipe, run, replay, rounding)
+        losses, switches = _train(model, bench.parts.train, recipe, run, replay, rounding)
     with rounding():
         validation = _accuracy(model, bench.parts.validation)
         test = _accuracy(model, bench.parts.test)
@@ -97,6 +100,7 @@ def perform(run: Run, folder: Path, device: str, replay: bool = True) -> dict[st
         "head": head if run.method != "full" else 0,
         "validation": validation,
         "test": test,
+        **({"switches": switches} if method.recomposer else {}),
         "losses": [round(loss, 4) for loss in losses.view(-1, LOSSES_OF).mean(1).tolist()],
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -129,8 +133,8 @@ def _train(
     run: Run,
     replay: bool,
     rounding: Callable[[], torch.autocast],
-) -> Tensor:
-    """Minimise cross-entropy; the loss of each step's batch, (steps,)."""
+) -> tuple[Tensor, Switches]:
+    """Minimise cross-entropy; the loss of each step's batch, (steps,), and which pairs were swapped when."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     optimizer = torch.optim.AdamW(
@@ -163,7 +167,15 @@ def _train(
             optimizer.zero_grad()
         schedule.step()
     model.eval()
-    return losses.cpu()
+    return losses.cpu(), _switches(recomposer)
+
+
+def _switches(recomposer: surgery.Recomposer | None) -> Switches:
+    found: Switches = defaultdict(list)
+    for done in recomposer.history if recomposer else ():
+        for adapter, pairs in done.places.items():
+            found[adapter].append((done.step, list(pairs)))
+    return dict(found)
 
 
 @torch.no_grad()

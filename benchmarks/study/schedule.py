@@ -152,10 +152,14 @@ class Study:
         pending: dict[Future[Record], Run] = {}
         asked: set[Run] = set()
         try:
-            while not budget.is_spent:
-                for run in self._missing(asked):
+            while True:
+                for run in () if budget.is_spent else self._missing(asked):
                     asked.add(run)
                     pending[pool.submit(perform, *self._how(run))] = run
+                if budget.is_spent:  # what runs is kept
+                    pending = {
+                        future: run for future, run in pending.items() if not future.cancel()
+                    }
                 if not pending:
                     return
                 done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)

@@ -37,6 +37,11 @@ def show(tasks: Mapping[str, Records], console: Console) -> None:
         curves = {name: mean_curve(each) for name, each in runs.items()}
         pictures.losses(curves, LOSSES_OF, FOLDER / f"{task}-loss.svg")
         pictures.accuracy(rows, FOLDER / f"{task}-accuracy.svg")
+        for name, each in runs.items():
+            told = next((run for run in each if run.get("switches")), None)
+            if told is not None and not METHODS[name].control:
+                path = FOLDER / f"{task}-{name}-directions.svg"
+                pictures.directions(told["switches"], records.steps, path)
     if found:
         found["means"] = means({task: it["rows"] for task, it in found.items()})
         console.print(_means_table(found["means"]))

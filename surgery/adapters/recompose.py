@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surgery.adapters.importance import Importance, Observed, observe
 from surgery.adapters.ledger import Ledger
 from surgery.adapters.singular import SingularStart
-from surgery.errors import PlanError
+from surgery.errors import PlanError, StateError
 
 
 class Recomposed(SingularStart):
@@ -127,9 +127,19 @@ class Recomposed(SingularStart):
 
     @torch.no_grad()
     def switch(self, places: Tensor) -> None:
-        """Fuse the pairs at ``places``, (k,), and let them be born on the next unused directions."""
+        """Fuse the pairs at ``places``, (k,), and let them be born on the next unused directions.
+
+        Raises:
+            StateError: If fewer than k directions are left; nothing is changed then.
+        """
+        cursor, spare = int(self.cursor), self.target_rank - self.rank
+        if cursor + len(places) > spare:
+            raise StateError(
+                f"{len(places)} pairs cannot move on",
+                why=f"{spare - cursor} of {spare} further directions are left",
+                remedy="switch fewer pairs, or choose a larger target_rank when applying",
+            )
         self.enter(1, places)
-        cursor = int(self.cursor)
         for name, (parameter, dim) in self.pairs().items():
             born = self.get_buffer(f"next_{name}").narrow(dim, cursor, len(places))
             parameter.index_copy_(dim, places, born.to(parameter))

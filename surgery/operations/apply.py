@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -74,6 +75,7 @@ def apply(
             raise named(error, operation) from None
 
     graft(base, wanted, start)
+    _warn_of_half_precision(base)
     return model
 
 
@@ -117,6 +119,19 @@ def graft(model: nn.Module, plan: Plan, start: Start) -> None:
     except BaseException:
         restore(model, record)
         raise
+
+
+def _warn_of_half_precision(model: nn.Module) -> None:
+    """Adapters are float32; what a policy trains besides them has the dtype of the model."""
+    trained = {name: p for name, p in parameters_of(model).items() if p.requires_grad}
+    halves = [name for name, parameter in trained.items() if parameter.dtype is torch.float16]
+    if halves:
+        warnings.warn(
+            f"{halves[0]} and {len(halves) - 1} others would train in float16, where Adam's epsilon is 0 and a "
+            "GradScaler refuses their gradients: load the model in bfloat16, or in float32 and train under "
+            "autocast, or leave them frozen (train=[])",
+            stacklevel=3,
+        )
 
 
 def _check(model: nn.Module, plan: Plan) -> None:

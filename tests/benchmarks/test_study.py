@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import surgery
-from benchmarks.study import summary
+from benchmarks.study import pictures, schedule, summary
 from benchmarks.study.controls import KeepingState, register_kinds
 from benchmarks.study.methods import METHODS
 from benchmarks.study.parts import Examples, Parts
+from benchmarks.study.runs import Run
 from benchmarks.study.schedule import Records
 from surgery.adapters import registry
 from surgery.adapters.srlora import SRLoRA
@@ -92,6 +96,59 @@ def test_two_studies_at_a_time_keep_the_runs_of_both(tmp_path: Path) -> None:
     one.add(record("head", 3e-3, 0))
     kept = (tmp_path / "r8.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["method"] for line in kept) == ["head", "head", "lora"]
+
+
+def perform_at_once(run: Run, *_: object) -> dict[str, Any]:
+    return record(run.method, run.rate, run.seed)
+
+
+def in_threads(workers: int, *_: object) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers)
+
+
+def test_what_runs_when_the_time_is_up_is_kept_and_nothing_new_is_started(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def perform(run: Run, *rest: object) -> dict[str, Any]:
+        started.set()
+        go_on.wait(20)
+        return perform_at_once(run, *rest)
+
+    monkeypatch.setattr(schedule, "ProcessPoolExecutor", in_threads)
+    monkeypatch.setattr(schedule, "perform", perform)
+    monkeypatch.setattr(
+        schedule.Budget, "is_spent", property(lambda _: started.is_set() and not go_on.set())
+    )
+    study = schedule.Study([records], ["lora"], Path())
+    assert [found["rate"] for found in study.run()] == [METHODS["lora"].rates[0]]
+    assert len(list(records.missing("lora", 3))) == len(METHODS["lora"].rates) - 1
+
+
+def test_a_study_ends_when_every_seed_of_the_best_rates_was_run(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = METHODS["head"].rates[1]
+
+    def perform(run: Run, *_: object) -> dict[str, Any]:
+        return record(run.method, run.rate, run.seed, validation=-abs(math.log(run.rate / best)))
+
+    monkeypatch.setattr(schedule, "ProcessPoolExecutor", in_threads)
+    monkeypatch.setattr(schedule, "perform", perform)
+    done = list(schedule.Study([records], ["head"], Path(), workers=2).run())
+    assert {run["seed"] for run in done if run["rate"] == best} == {0, 1, 2}
+    assert not list(records.missing("head", 3)) and records.best_rate("head") == best
+
+
+def test_the_picture_of_the_directions_shows_every_stay(tmp_path: Path) -> None:
+    switches = {
+        "blocks.0.attn.query": [(10, [3, 1])],
+        "blocks.0.attn.value": [(10, [0, 2]), (20, [0, 4])],
+    }
+    pictures.directions(switches, 30, tmp_path / "directions.svg")
+    text = (tmp_path / "directions.svg").read_text()
+    assert "blocks.0.attn.query" in text and text.count("PolyCollection") == 2 * 8 + 2 + 4
 
 
 def test_a_row_says_when_a_method_was_at_the_last_loss_of_lora() -> None:

@@ -371,22 +371,23 @@ def test_newborn_pairs_stay_put_in_the_step_of_the_switch():
         assert not (new == adapter.B)[:, ~born].any()
 
 
+@pytest.mark.parametrize("stop", range(1, 15))
 @pytest.mark.parametrize("kind", KINDS)
-def test_resuming_is_the_same_run(kind):
+def test_resuming_is_the_same_run(kind, stop):
     whole = network(kind)
     optimizer = adamw(whole)
     recomposer = Recomposer(whole, optimizer, total_steps=15)
-    train(whole, optimizer, recomposer, range(7))
+    train(whole, optimizer, recomposer, range(stop))
     saved = copy.deepcopy([part.state_dict() for part in (whole, optimizer, recomposer)])
-    train(whole, optimizer, recomposer, range(7, 15))
+    train(whole, optimizer, recomposer, range(stop, 15))
 
     again = network(kind)
     optimizer = adamw(again)
     resumed = Recomposer(again, optimizer, total_steps=99)
     for part, state in zip((again, optimizer, resumed), saved, strict=True):
         part.load_state_dict(state)
-    train(again, optimizer, resumed, range(7, 15))
-    assert [r.step for r in resumed.history] == [10]
+    train(again, optimizer, resumed, range(stop, 15))
+    assert [r.step for r in resumed.history] == [step for step in (5, 10) if step > stop]
     ours, theirs = again.state_dict(), whole.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     assert torch.equal(again[2].weight, whole[2].weight)
@@ -406,6 +407,23 @@ def test_steps_with_infinite_gradients_do_not_touch_the_scores(caplog):
     assert recomposer.skipped == 1
     assert recomposer.steps == 2
     assert "step 2: gradients are not finite" in caplog.text
+    for (_, adapter), before in zip(adapters_of(model), scores, strict=True):
+        assert torch.equal(adapter.scores(), before)
+
+
+def test_gradients_that_are_all_zero_say_nothing_of_the_pairs(caplog):
+    """What is left of them where clipping met an infinite norm of the head."""
+    model = network()
+    recomposer = Recomposer(model, momentum(model), total_steps=100)
+    backward(model, 0)
+    recomposer.step()
+    scores = [adapter.scores() for _, adapter in adapters_of(model)]
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.zero_()
+    with caplog.at_level(logging.WARNING):
+        recomposer.step()
+    assert recomposer.skipped == 1 and "step 2: gradients are all zero" in caplog.text
     for (_, adapter), before in zip(adapters_of(model), scores, strict=True):
         assert torch.equal(adapter.scores(), before)
 
@@ -605,7 +623,12 @@ def test_without_a_finite_gradient_nothing_moves_on(caplog):
 
 @pytest.mark.parametrize(
     ("dtype", "least", "most"),
-    [(torch.float64, 0, 1e-15), (torch.float32, 1e-9, 1e-7), (torch.bfloat16, 5e-4, 4e-3)],
+    [
+        (torch.float64, 0, 1e-15),
+        (torch.float32, 1e-9, 1e-7),
+        (torch.float16, 5e-5, 5e-4),
+        (torch.bfloat16, 5e-4, 4e-3),
+    ],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recomposition_says_what_rounding_took(kind, dtype, least, most):

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from surgery.adapters import get
-from surgery.errors import PlanError
+from surgery.errors import PlanError, StateError
 
 
 def observe(adapter, seed=0):
@@ -116,6 +116,15 @@ def test_directions_run_out(recomposed, trained):
     before = copy.deepcopy(adapter.state_dict())
     assert len(adapter.recompose()) == 0
     assert all(torch.equal(t, before[name]) for name, t in adapter.state_dict().items())
+
+
+def test_pairs_beyond_the_last_direction_are_refused_before_anything_moves(recomposed, trained):
+    adapter = trained(recomposed, 16, 16, rank=4, target_rank=7)
+    adapter.switch(torch.tensor([0, 1]))
+    before = copy.deepcopy(adapter.state_dict())
+    with pytest.raises(StateError, match="2 pairs cannot move on"):
+        adapter.switch(torch.tensor([2, 3]))
+    assert all(torch.equal(value, before[name]) for name, value in adapter.state_dict().items())
 
 
 def test_resumes_in_the_middle_from_the_state_dict(recomposed, trained, weight_of):

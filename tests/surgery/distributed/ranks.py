@@ -86,6 +86,10 @@ def sgd(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(trained, lr=0.1, momentum=0.9)
 
 
+def adamw(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0, foreach=True)
+
+
 class Training:
     """A loop that may stop and go on, in any number of processes."""
 
@@ -114,6 +118,7 @@ class Training:
             nn.functional.cross_entropy(self.model(x[rank::world]), y[rank::world]).backward()
             if self.recomposer is not None:
                 self.recomposer.step()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
         return self
 
@@ -208,12 +213,14 @@ def evaluate(net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, ...
 
 
 def otherwise(folder: Path, *share: int) -> None:
-    """Read weights; an evaluation first, which leaves the root whole; an optimizer that sees parts."""
+    """Read weights; an evaluation first, which leaves the root whole; other optimizers."""
     read = Training(sharded(encoder()), True).run(0, STEPS, *share)
     torch.save((read.switches(), whole(read.model)), folder / f"read-weights-{share[0]}.pt")
     net = sharded(network("srlora"), blocks=False)
     evaluated = Training(net, True, prepare=evaluate).run(0, STEPS, *share)
     torch.save((evaluated.switches(), whole(net)), folder / f"evaluated-{share[0]}.pt")
+    adam = Training(sharded(network("srlora")), True, optimizer=adamw).run(0, STEPS, *share)
+    torch.save((adam.switches(), whole(adam.model)), folder / f"adamw-{share[0]}.pt")
     parts = Training(sharded(network("srlora")), True, optimizer=OnParts).run(0, STEPS, *share)
     torch.save((parts.switches(), whole(parts.model)), folder / f"parts-{share[0]}.pt")
 

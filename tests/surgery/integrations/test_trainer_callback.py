@@ -87,6 +87,20 @@ def test_resuming_from_a_checkpoint_is_the_same_run(tmp_path: Path) -> None:
         assert torch.equal(one, other), name
 
 
+def test_a_shorter_resumption_keeps_the_schedule_it_began_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its cursor and its scores are those of the longer one."""
+    loop, _ = trainer(model(target_rank=6), tmp_path)
+    loop.train()
+    loop, callback = trainer(model(target_rank=6), tmp_path)
+    loop.args.max_steps = STEPS - 1
+    loop.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{HALF}"))
+    assert [done.step for done in callback.history] == [6]
+    assert callback.recomposer is not None and callback.recomposer.total_steps == STEPS
+    assert f"goes on to step {STEPS}, as it began, and not to {STEPS - 1}" in caplog.text
+
+
 def test_a_model_that_does_not_recompose_is_refused(tmp_path: Path) -> None:
     loop, _ = trainer(model("lora"), tmp_path)
     with pytest.raises(surgery.StateError, match="no adapter that recomposes"):

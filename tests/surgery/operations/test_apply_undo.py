@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def test_only_adapters_and_the_policy_s_extras_train(
         assert parameter.requires_grad is trains
         assert (parameter.grad is not None) is trains
     assert all(float(p.grad.abs().sum()) > 0 for _, a in adapters_of(net) for p in a.parameters())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "train", "said"),
+    [
+        (torch.float16, ["head"], ["head.weight and 1 others would train in float16"]),
+        (torch.float16, [], []),
+        (torch.bfloat16, ["head"], []),
+    ],
+)
+def test_what_would_train_in_half_precision_is_said(
+    net: nn.Module, adapt: Adapt, dtype: torch.dtype, train: list[str], said: list[str]
+) -> None:
+    """One step of Adam would make NaN of it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapt(net.to(dtype), rank=2, train=train, adapter="lora")
+    found = [str(one.message) for one in caught if "float16" in str(one.message)]
+    assert len(found) == len(said) and all(map(str.startswith, found, said))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -86,6 +86,21 @@ def test_compiles_whole_without_a_graph_break(case: Case, access: Access) -> Non
     close(passes(module, compiled, x), expected, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_of_16_bits_is_adapted_in_float32(case: Case, dtype: torch.dtype) -> None:
+    """Output and the input's gradient in the base's dtype, the factors' in float32; within its rounding."""
+    module, x = case
+    expected = passes(module, module, x)
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            parameter.data = parameter.data.to(dtype)
+    module.refresh_base()
+    found = passes(module, module, x.to(dtype))
+    assert [part.dtype for part in found[:2]] == [dtype, dtype]
+    assert all(grad.dtype is torch.float32 for grad in found[2:])
+    close(found, expected, 0.05)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_gives_the_same_gradients(case: Case, reentrant: bool) -> None:
     module, x = case
