@@ -60,13 +60,19 @@ def directions(switches: Switches, steps: int, path: Path) -> None:
     for axes, (adapter, own) in zip(panels.flat, switches.items(), strict=False):
         for direction, start, end in stays({"rank": RANK, "switches": own}, steps):
             axes.broken_barh([(start, end - start)], (direction + 0.6, 0.8))
-        axes.set_title(adapter.replace(".adapters.weight", ""), fontsize=5)
+        axes.set_title(_layer_and_slot(adapter), fontsize=7)
     for axes in panels.flat[len(switches) :]:
         axes.set_visible(False)
     panels[0, 0].invert_yaxis()
     figure.supxlabel("step", fontsize=7)
     figure.supylabel("singular direction, from the largest", fontsize=7)
     _write(figure, path)
+
+
+def _layer_and_slot(adapter: str) -> str:
+    """``3 query`` of ``encoder.layer.3.attention.query.adapters.weight.query``."""
+    parts = adapter.split(".")
+    return " ".join([*filter(str.isdecimal, parts), parts[-1]])
 
 
 def _write(figure: Any, path: Path) -> None:

@@ -148,7 +148,7 @@ def test_the_picture_of_the_directions_shows_every_stay(tmp_path: Path) -> None:
     }
     pictures.directions(switches, 30, tmp_path / "directions.svg")
     text = (tmp_path / "directions.svg").read_text()
-    assert "blocks.0.attn.query" in text and text.count("PolyCollection") == 2 * 8 + 2 + 4
+    assert "0 query" in text and text.count("PolyCollection") == 2 * 8 + 2 + 4
 
 
 def test_a_row_says_when_a_method_was_at_the_last_loss_of_lora() -> None:
