@@ -226,9 +226,8 @@ def adapted_class(
 def _composed_property(name: str) -> property:
     def read(self: Adapted) -> Tensor:
         base = self.base(name)
-        if is_sharded(
-            base
-        ):  # FSDP2 looks for its own; where the model reads the weight, it is whole
+        # FSDP2 looks for its own part here; where the model reads the weight, it is whole.
+        if is_sharded(base):
             return base
         try:
             return dict(self.grafts())[name].composed(base)
