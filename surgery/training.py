@@ -198,17 +198,15 @@ class Recomposer:
             )
 
     def _observe(self) -> None:
-        adapters = self._adapters.values()
         seen = [
             (scores, whole(weight), whole(gradient))
-            for adapter in adapters
+            for adapter in self._adapters.values()
             for scores, weight, gradient in adapter.observed()
         ]
         gradients = [gradient for _, _, gradient in seen]
         norm = torch.nn.utils.get_total_norm(gradients, float("inf"))
-        if (
-            not norm.isfinite() or norm == 0
-        ):  # clipped by an infinite norm, those of a head make all others zero
+        # Clipping by an infinite norm, as one gradient of a head can make it, leaves zeros.
+        if not norm.isfinite() or norm == 0:
             self.skipped += 1
             what = "all zero" if norm == 0 else "not finite"
             _LOG.warning("step %d: gradients are %s, importance not updated", self.steps + 1, what)

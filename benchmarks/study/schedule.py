@@ -153,13 +153,10 @@ class Study:
         asked: set[Run] = set()
         try:
             while True:
-                for run in () if budget.is_spent else self._missing(asked):
-                    asked.add(run)
-                    pending[pool.submit(perform, *self._how(run))] = run
                 if budget.is_spent:  # what runs is kept
-                    pending = {
-                        future: run for future, run in pending.items() if not future.cancel()
-                    }
+                    pending = {f: run for f, run in pending.items() if not f.cancel()}
+                else:
+                    self._submit(pool, pending, asked)
                 if not pending:
                     return
                 done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
@@ -171,6 +168,13 @@ class Study:
                     yield self._kept(run, future.result())
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _submit(
+        self, pool: ProcessPoolExecutor, pending: dict[Future[Record], Run], asked: set[Run]
+    ) -> None:
+        for run in self._missing(asked):
+            asked.add(run)
+            pending[pool.submit(perform, *self._how(run))] = run
 
     def _how(self, run: Run) -> tuple[Run, Path, str, bool]:
         return run, self.material, self.device, self.replay

@@ -117,9 +117,9 @@ class Adapted(nn.Module):
                 graft.read_base(whole(self.original(name)))
 
     def _known(self, name: str, incoming: Tensor | None) -> Tensor | None:
-        """The weight before a load; None if the incoming values were written into it already."""
+        """The weight before a load; None if no values come, or they were written into it already."""
         original = self.original(name)
-        if incoming is not None and _memory(incoming) == _memory(original):
+        if incoming is None or _memory(incoming) == _memory(original):
             return None
         return original.clone()
 
